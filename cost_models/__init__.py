@@ -1,0 +1,1 @@
+"""Chip presets (YAML), found by name through :mod:`epim_nas.presets`."""

@@ -1,0 +1,284 @@
+"""Layers whose weight is sampled from an epitome: drop-ins for ``nn.Conv2d`` and ``nn.Linear``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
+from epim_nas.epitome.sampling import expand, expand_distinct, project
+from epim_nas.epitome.shape import EpitomeShape
+from epim_nas.errors import InputError
+
+
+class _EpitomeLayer(nn.Module):
+    """What convolutions and linear layers share: the epitome, its plan and its bits."""
+
+    epitome: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _set_up(
+        self,
+        plan: SamplingPlan,
+        bias: bool,
+        weight_bits: int | None,
+        activation_bits: int | None,
+        device: Any,
+        dtype: Any,
+    ) -> None:
+        if weight_bits is not None and not 2 <= weight_bits <= 32:
+            raise InputError("weight_bits", f"got {weight_bits}", "2 to 32, or None")
+        self.plan = plan
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        options = {"device": device, "dtype": dtype}
+        self.epitome = nn.Parameter(torch.empty(plan.shape.as_tuple, **options))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(plan.conv_shape[0], **options))
+        else:
+            self.register_parameter("bias", None)
+        self.activation = None if activation_bits is None else ActivationQuantizer(activation_bits)
+        if self.activation is not None and device is not None:
+            self.activation.to(device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random start, with the variance of ``nn.Conv2d`` for the sampled weight."""
+        _, in_channels, kernel_h, kernel_w = self.plan.conv_shape
+        bound = 1 / math.sqrt(in_channels * kernel_h * kernel_w)
+        nn.init.uniform_(self.epitome, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def quantized_epitome(self) -> Tensor:
+        """(Oe, Ie, He, We) what is programmed into the crossbars."""
+        return quantize_weight(self.epitome, self.weight_bits)
+
+    @torch.no_grad()
+    def project_from(self, weight: Tensor, importance: Tensor | None = None) -> None:
+        """Start from a trained dense weight by least squares (:func:`.sampling.project`).
+
+        Args:
+            weight: the dense weight, of the convolution's (O, I/groups, Kh, Kw) or of a linear
+                layer's (O, I).
+            importance: optional importance of its elements, same shape.
+
+        Raises:
+            InputError: the weight has another shape, or NaN or Inf in it.
+        """
+        if weight.numel() != math.prod(self.plan.conv_shape):
+            raise InputError("weight", f"got {tuple(weight.shape)}", f"{self.plan.conv_shape}")
+        if not torch.isfinite(weight).all():
+            raise InputError("weight", "has NaN or Inf in it", "finite values")
+        shape = self.plan.conv_shape
+        factor = None if importance is None else importance.reshape(shape)
+        self.epitome.copy_(project(weight.reshape(shape), self.plan, factor))
+
+    def _input(self, x: Tensor) -> Tensor:
+        return x if self.activation is None else self.activation(x)
+
+    def _replicate(self, out: Tensor, dim: int) -> Tensor:
+        """Copy the computed channels to their replicas."""
+        rows, source = self.plan.output_index
+        if len(rows) == len(source):
+            return out
+        return out.index_select(dim, torch.as_tensor(source, device=out.device))
+
+    def _describe(self) -> str:
+        plan = self.plan
+        shape = "dense" if plan.is_identity else f"epitome={plan.shape}"
+        wrap = ", wrap=True" if plan.wrap else ""
+        return f"{shape}{wrap}, weight_bits={self.weight_bits}"
+
+
+class EpitomeConv2d(_EpitomeLayer):
+    """A drop-in for ``nn.Conv2d`` whose weight is sampled from an epitome.
+
+    A wrapped layer computes only the distinct output channels and replicates them.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: kernel (height, width) or one number.
+        stride: stride, as in ``nn.Conv2d``.
+        padding: padding or ``"same"``, ``"valid"``, as in ``nn.Conv2d``.
+        dilation: dilation, as in ``nn.Conv2d``.
+        groups: groups, as in ``nn.Conv2d``.
+        bias: whether there is a bias (one value per output channel, never wrapped).
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        shape: size of the epitome.
+        wrap: output-channel wrapping.
+        weight_bits: bits of the epitome's elements, None for floating point.
+        activation_bits: bits of the layer's input, None for floating point.
+        patch: (Op, Ip), by default the epitome's channels.
+        device: device of the parameters.
+        dtype: type of the parameters.
+
+    Attributes:
+        epitome: parameter (Oe, Ie, He, We).
+        plan: the :class:`SamplingPlan`.
+
+    Raises:
+        InputError: the epitome does not fit the convolution, or bits are out of range.
+
+    Example:
+        >>> layer = EpitomeConv2d(16, 32, 3, padding=1, shape=EpitomeShape(16, 8, 3, 3))
+        >>> layer.weight.shape, layer.plan.rounds
+        (torch.Size([32, 16, 3, 3]), 4)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        shape: EpitomeShape,
+        wrap: bool = False,
+        weight_bits: int | None = None,
+        activation_bits: int | None = None,
+        patch: tuple[int, int] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise InputError(
+                "groups", f"got {groups}", f"a divisor of {in_channels} and {out_channels} channels"
+            )
+        if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
+            raise InputError(
+                "padding_mode", f"got `{padding_mode}`", "zeros, reflect, replicate, circular"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(stride)
+        self.dilation: tuple[int, int] = _pair(dilation)
+        self.padding: tuple[int, int] | str = (
+            padding if isinstance(padding, str) else _pair(padding)
+        )
+        self.groups = groups
+        self.padding_mode = padding_mode
+        conv_shape = (out_channels, in_channels // groups, *self.kernel_size)
+        plan = SamplingPlan.build(conv_shape, shape, wrap, patch=patch, groups=groups)
+        self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I/groups, Kh, Kw) the expanded, quantized weight the layer convolves with."""
+        return expand(self.quantized_epitome, self.plan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` (N, C, H, W) or (C, H, W)."""
+        x = self._input(x)
+        padding: tuple[int, int] | str = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._explicit_padding(), mode=self.padding_mode), (0, 0)
+        weight = expand_distinct(self.quantized_epitome, self.plan)
+        wrapped = len(weight) < self.out_channels
+        out = F.conv2d(
+            x,
+            weight,
+            None if wrapped else self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+        )
+        if wrapped:
+            out = self._replicate(out, dim=-3)
+            if self.bias is not None:
+                out = out + self.bias.to(out.dtype)[:, None, None]
+        return out
+
+    def _explicit_padding(self) -> list[int]:
+        """[left, right, top, bottom] for ``F.pad``."""
+        sides: list[int] = []
+        for axis in (1, 0):
+            if isinstance(self.padding, str):
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                total = total if self.padding == "same" else 0
+                sides += [total // 2, total - total // 2]
+            else:
+                sides += [self.padding[axis], self.padding[axis]]
+        return sides
+
+    def extra_repr(self) -> str:
+        """The geometry, for ``repr``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, {self._describe()}"
+        )
+
+
+class EpitomeLinear(_EpitomeLayer):
+    """A drop-in for ``nn.Linear`` whose weight is sampled from an epitome.
+
+    It is the 1x1 case of :class:`EpitomeConv2d`; the epitome is (Oe, Ie, He, We) all the same.
+
+    Args:
+        in_features: features of the input.
+        out_features: features of the output.
+        bias: whether there is a bias.
+        shape: size of the epitome.
+        wrap: output-channel wrapping.
+        weight_bits: bits of the epitome's elements, None for floating point.
+        activation_bits: bits of the layer's input, None for floating point.
+        patch: (Op, Ip), by default the epitome's channels.
+        device: device of the parameters.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        shape: EpitomeShape,
+        wrap: bool = False,
+        weight_bits: int | None = None,
+        activation_bits: int | None = None,
+        patch: tuple[int, int] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        plan = SamplingPlan.build((out_features, in_features, 1, 1), shape, wrap, patch=patch)
+        self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I) the expanded, quantized weight."""
+        return expand(self.quantized_epitome, self.plan).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``x`` (..., I)."""
+        weight = expand_distinct(self.quantized_epitome, self.plan).flatten(1)
+        wrapped = len(weight) < self.out_features
+        out = F.linear(self._input(x), weight, None if wrapped else self.bias)
+        if wrapped:
+            out = self._replicate(out, dim=-1)
+            if self.bias is not None:
+                out = out + self.bias.to(out.dtype)
+        return out
+
+    def extra_repr(self) -> str:
+        """The geometry, for ``repr``."""
+        return f"{self.in_features}, {self.out_features}, {self._describe()}"

@@ -1,0 +1,95 @@
+"""The two maps between a convolution's weight and its epitome, differentiable in torch.
+
+``expand`` copies the epitome's patches into the weight; ``project`` is its least-squares inverse.
+Both read nothing but the :class:`~epim_nas.epitome.plan.SamplingPlan`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from epim_nas.epitome.plan import Patch, SamplingPlan
+
+
+def expand(epitome: Tensor, plan: SamplingPlan) -> Tensor:
+    """The weight (O, I/groups, Kh, Kw) that ``plan`` samples from ``epitome`` (Oe, Ie, He, We).
+
+    Patches are slices, so no index tensor is kept and the gradient of an epitome element is the
+    sum over its replicas. The identity plan returns the epitome itself.
+    """
+    if plan.is_identity:
+        return epitome
+    return torch.cat([_out_slab(epitome, plan, s) for s in range(plan.out_slabs)])
+
+
+def expand_distinct(epitome: Tensor, plan: SamplingPlan) -> Tensor:
+    """The rows of the weight that have to be computed: those of ``plan.output_index[0]``.
+
+    With wrapping these are the first slab's (in every group), otherwise all.
+    """
+    rows, _ = plan.output_index
+    if len(rows) == plan.conv_shape[0]:
+        return expand(epitome, plan)
+    if plan.groups == 1:
+        return _out_slab(epitome, plan, 0)
+    return expand(epitome, plan)[torch.as_tensor(rows, device=epitome.device)]
+
+
+def _out_slab(epitome: Tensor, plan: SamplingPlan, s: int) -> Tensor:
+    patches = plan.patches[s * plan.in_slabs : (s + 1) * plan.in_slabs]
+    return torch.cat([_read(epitome, plan, patch) for patch in patches], dim=1)
+
+
+def _read(epitome: Tensor, plan: SamplingPlan, patch: Patch) -> Tensor:
+    _, _, kernel_h, kernel_w = plan.conv_shape
+    block = epitome[
+        patch.source_out : patch.source_out + patch.out_channels,
+        patch.source_in : patch.source_in + plan.patch[1],
+        patch.top : patch.top + kernel_h,
+        patch.left : patch.left + kernel_w,
+    ]
+    if patch.rotation:
+        block = block.roll(-patch.rotation, dims=1)
+    return block[:, : patch.in_channels]
+
+
+def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None) -> Tensor:
+    """The epitome whose expansion is closest to ``weight`` in least squares.
+
+    Every weight element has one source in the epitome, so the problem separates:
+    E[e] = sum_w f_w w / sum_w f_w over the elements w that map to e; plain mean without
+    ``importance``. Elements that no patch reads are 0.
+
+    Args:
+        weight: (O, I/groups, Kh, Kw).
+        plan: the sampling plan.
+        importance: non-negative f of the weight's shape, e.g. its Fisher information.
+
+    Returns:
+        (Oe, Ie, He, We), differentiable with respect to ``weight``.
+    """
+    if plan.is_identity:
+        return weight
+    index = _flat_index(plan, weight.device)
+    flat = weight.reshape(-1)
+    zeros = flat.new_zeros(plan.shape.size)
+    if importance is None:
+        total = zeros.index_add(0, index, flat)
+        count = torch.as_tensor(plan.repeats, device=weight.device, dtype=weight.dtype)
+        mean = total / count.reshape(-1).clamp(min=1)
+    else:
+        factor = importance.reshape(-1).to(weight.dtype)
+        # A vanishing importance everywhere would lose the element; a tiny floor keeps the mean.
+        factor = factor + factor.mean().clamp(min=torch.finfo(weight.dtype).tiny) * 1e-6
+        total = zeros.index_add(0, index, flat * factor)
+        norm = zeros.index_add(0, index, factor)
+        mean = total / torch.where(norm > 0, norm, torch.ones_like(norm))
+    return mean.reshape(plan.shape.as_tuple)
+
+
+@lru_cache(maxsize=1024)
+def _flat_index(plan: SamplingPlan, device: torch.device) -> Tensor:
+    return torch.tensor(plan.weight_index.ravel(), device=device)

@@ -1,0 +1,144 @@
+"""Validation of everything that comes from outside, with errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+
+from epim_nas.errors import InputError, nearest
+
+
+class Strict(pydantic.BaseModel):
+    """A pydantic model that is immutable and refuses unknown keys and silent conversions."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+
+def validate(model: type[M], data: Any, source: str) -> M:
+    """``data`` as an instance of ``model``.
+
+    Args:
+        model: the pydantic model.
+        data: what was read, e.g. from a YAML file.
+        source: the file or option it came from, for the message.
+
+    Raises:
+        InputError: with the dotted path of the first wrong field, what was got, what is allowed,
+            and for an unknown key the nearest known one.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(source, f"got {describe(data)}", f"a mapping with the keys {_keys(model)}")
+    try:
+        return model.model_validate(dict(data))
+    except pydantic.ValidationError as failure:
+        raise _first_error(model, failure, source) from None
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for an error message."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}` ({type(value).__name__})"
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: list[str], option: str) -> dict[str, Any]:
+    """``data`` with ``key.path=value`` overrides applied (values are YAML).
+
+    Raises:
+        InputError: an override without ``=``, or a path that leads through a plain value.
+    """
+    result = _copy(data)
+    for item in overrides:
+        path, separator, text = item.partition("=")
+        if not separator or not path.strip():
+            raise InputError(option, f"got `{item}`", "key=value with a dotted key")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        node = result
+        *parents, last = path.strip().split(".")
+        for key in parents:
+            child = node.setdefault(key, {})
+            if not isinstance(child, dict):
+                raise InputError(option, f"`{path}`: `{key}` is not a group of keys")
+            node = child
+        node[last] = value
+    return result
+
+
+def _copy(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _copy(value) for key, value in data.items()}
+    return list(data) if isinstance(data, list) else data
+
+
+def _keys(model: type[pydantic.BaseModel]) -> str:
+    return ", ".join(f"`{name}`" for name in _names(model))
+
+
+def _names(model: type[pydantic.BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, list, tuple, dict) or get_args(annotation):
+        return [found for part in get_args(annotation) for found in _models_in(part)]
+    return []
+
+
+def _models_at(root: type[pydantic.BaseModel], location: tuple[Any, ...]) -> list[Any]:
+    """The models that hold the field at ``location``: its parents in the schema."""
+    models: list[Any] = [root]
+    for part in location:
+        found = []
+        for model in models:
+            for name, field in model.model_fields.items():
+                if part == (field.alias or name):
+                    found += _models_in(field.annotation)
+        models = found or models
+    return models
+
+
+def _first_error(
+    model: type[pydantic.BaseModel], failure: pydantic.ValidationError, source: str
+) -> InputError:
+    errors = failure.errors()
+    # An unknown key is usually the cause of a missing one: show it first.
+    error = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
+    location = tuple(part for part in error["loc"] if not _is_union_tag(part))
+    path = ".".join(str(part) for part in location)
+    field = f"{source}: {path}" if path else source
+    kind, got = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        known = [name for parent in _models_at(model, location[:-1]) for name in _names(parent)]
+        allowed = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
+        return InputError(field, "unknown key", allowed, nearest(str(location[-1]), known))
+    if kind == "missing":
+        return InputError(field, "is missing", hint="Add it.")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message[:1].lower() + message[1:]
+    if kind == "value_error":
+        return InputError(field, message)
+    return InputError(field, f"got {describe(got)}", message.removeprefix("should be "))
+
+
+def _is_union_tag(part: Any) -> bool:
+    # pydantic puts the name of the tried union member into the path; users do not know it.
+    return isinstance(part, str) and (
+        part in ("str", "int", "float", "bool", "tuple", "list", "dict")
+        or part[:1].isupper()
+        or "[" in part
+    )

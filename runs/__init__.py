@@ -1,0 +1,1 @@
+"""Run files (YAML), found by name through :mod:`epim_nas.presets`."""

@@ -1,0 +1,1 @@
+"""Search-space presets (YAML), found by name through :mod:`epim_nas.presets`."""
