@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from epim_nas.errors import EpimError, InputError
     from epim_nas.hardware import Chip, CostModel, load_chip
     from epim_nas.network import LayerSpec, Network, load_network, trace
-    from epim_nas.search import search
+    from epim_nas.pipeline.search import search
     from epim_nas.space import SearchSpace
 
 __all__ = [
@@ -68,7 +68,7 @@ _SOURCES = {
     **dict.fromkeys(("EpimError", "InputError"), "epim_nas.errors"),
     **dict.fromkeys(("LayerSpec", "Network", "load_network", "trace"), "epim_nas.network"),
     "SearchSpace": "epim_nas.space",
-    "search": "epim_nas.search",
+    "search": "epim_nas.pipeline",
 }
 
 

@@ -36,7 +36,9 @@ class InputError(EpimError, ValueError):
             parts.append(f"Allowed: {allowed}.")
         if hint:
             parts.append(hint)
-        super().__init__(" ".join(part if part.endswith(".") else part + "." for part in parts))
+        super().__init__(
+            " ".join(part if part.endswith((".", "?")) else part + "." for part in parts)
+        )
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
         # Exceptions cross process boundaries (Ray workers); the default would lose the fields.

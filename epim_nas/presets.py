@@ -22,23 +22,21 @@ def names(kind: Kind) -> list[str]:
     return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
 
 
-def find(kind: Kind, name_or_path: str, field: str, relative_to: Path | None = None) -> Path:
+def find(kind: Kind, name_or_path: str, field: str) -> Path:
     """The file of a preset's name or of a path to a YAML file.
 
     Args:
         kind: which presets.
         name_or_path: a preset's name, or a path (it has a suffix or a separator).
         field: where the name was given, for the message.
-        relative_to: folder against which a relative path is tried first.
 
     Raises:
         InputError: neither a preset nor a file.
     """
     path = Path(name_or_path).expanduser()
     if path.suffix or len(path.parts) > 1:
-        for candidate in ([relative_to / path] if relative_to else []) + [path]:
-            if candidate.is_file():
-                return candidate
+        if path.is_file():
+            return path
         raise InputError(field, f"`{name_or_path}`: no such file", hint="Check the path.")
     preset = _folder(kind) / f"{name_or_path}.yaml"
     if preset.is_file():

@@ -17,6 +17,64 @@ from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 
 
+def epitome_conv2d(
+    geometry: nn.Conv2d | EpitomeConv2d, x: Tensor, epitome: Tensor, plan: SamplingPlan
+) -> Tensor:
+    """Convolve ``x`` with the weight that ``plan`` samples from ``epitome``.
+
+    With wrapping only the distinct output channels are computed; the rest are copies.
+
+    Args:
+        geometry: a convolution that gives stride, padding, dilation, groups and bias.
+        x: (N, C, H, W) or (C, H, W).
+        epitome: (Oe, Ie, He, We), already quantized.
+        plan: the sampling plan.
+    """
+    padding = geometry.padding
+    if geometry.padding_mode != "zeros":
+        x, padding = F.pad(x, _explicit_padding(geometry), mode=geometry.padding_mode), (0, 0)
+    weight = expand_distinct(epitome, plan)
+    wrapped = len(weight) < plan.conv_shape[0]
+    bias = None if wrapped else geometry.bias
+    out = F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+    if wrapped:
+        out = _replicate(out, plan, dim=-3)
+        if geometry.bias is not None:
+            out = out + geometry.bias.to(out.dtype)[:, None, None]
+    return out
+
+
+def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: SamplingPlan) -> Tensor:
+    """Apply to ``x`` (..., I) the linear map that ``plan`` samples from ``epitome``."""
+    weight = expand_distinct(epitome, plan).flatten(1)
+    wrapped = len(weight) < plan.conv_shape[0]
+    out = F.linear(x, weight, None if wrapped else bias)
+    if wrapped:
+        out = _replicate(out, plan, dim=-1)
+        if bias is not None:
+            out = out + bias.to(out.dtype)
+    return out
+
+
+def _replicate(out: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
+    _, source = plan.output_index
+    return out.index_select(dim, torch.as_tensor(source, device=out.device))
+
+
+def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
+    """[left, right, top, bottom] for ``F.pad``."""
+    sides: list[int] = []
+    for axis in (1, 0):
+        padding = geometry.padding
+        if isinstance(padding, str):
+            total = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)
+            total = total if padding == "same" else 0
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [padding[axis], padding[axis]]
+    return sides
+
+
 class _EpitomeLayer(nn.Module):
     """What convolutions and linear layers share: the epitome, its plan and its bits."""
 
@@ -83,13 +141,6 @@ class _EpitomeLayer(nn.Module):
 
     def _input(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
-
-    def _replicate(self, out: Tensor, dim: int) -> Tensor:
-        """Copy the computed channels to their replicas."""
-        rows, source = self.plan.output_index
-        if len(rows) == len(source):
-            return out
-        return out.index_select(dim, torch.as_tensor(source, device=out.device))
 
     def _describe(self) -> str:
         plan = self.plan
@@ -184,38 +235,7 @@ class EpitomeConv2d(_EpitomeLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` (N, C, H, W) or (C, H, W)."""
-        x = self._input(x)
-        padding: tuple[int, int] | str = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._explicit_padding(), mode=self.padding_mode), (0, 0)
-        weight = expand_distinct(self.quantized_epitome, self.plan)
-        wrapped = len(weight) < self.out_channels
-        out = F.conv2d(
-            x,
-            weight,
-            None if wrapped else self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-        )
-        if wrapped:
-            out = self._replicate(out, dim=-3)
-            if self.bias is not None:
-                out = out + self.bias.to(out.dtype)[:, None, None]
-        return out
-
-    def _explicit_padding(self) -> list[int]:
-        """[left, right, top, bottom] for ``F.pad``."""
-        sides: list[int] = []
-        for axis in (1, 0):
-            if isinstance(self.padding, str):
-                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
-                total = total if self.padding == "same" else 0
-                sides += [total // 2, total - total // 2]
-            else:
-                sides += [self.padding[axis], self.padding[axis]]
-        return sides
+        return epitome_conv2d(self, self._input(x), self.quantized_epitome, self.plan)
 
     def extra_repr(self) -> str:
         """The geometry, for ``repr``."""
@@ -270,14 +290,7 @@ class EpitomeLinear(_EpitomeLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` (..., I)."""
-        weight = expand_distinct(self.quantized_epitome, self.plan).flatten(1)
-        wrapped = len(weight) < self.out_features
-        out = F.linear(self._input(x), weight, None if wrapped else self.bias)
-        if wrapped:
-            out = self._replicate(out, dim=-1)
-            if self.bias is not None:
-                out = out + self.bias.to(out.dtype)
-        return out
+        return epitome_linear(self.bias, self._input(x), self.quantized_epitome, self.plan)
 
     def extra_repr(self) -> str:
         """The geometry, for ``repr``."""

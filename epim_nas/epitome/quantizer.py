@@ -134,6 +134,12 @@ class ActivationQuantizer(nn.Module):
             return -top, top
         return 0, 2**self.bits - 1
 
+    def reset(self) -> None:
+        """Forget step and sign; the next batch sets them."""
+        with torch.no_grad():
+            self.step.zero_()
+        self._ready = False
+
     def calibrate(self, x: Tensor) -> None:
         """Set step and sign from a batch of activations."""
         with torch.no_grad():
@@ -146,7 +152,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` rounded to the grid, same shape and dtype."""
         if not self._ready:
-            if float(self.step) > 0:
+            if float(self.step.detach()) > 0:
                 self._set_ready(bool(self.signed))
             else:
                 self.calibrate(x.detach())

@@ -1,0 +1,97 @@
+"""The command line: commands, exit codes, and how errors reach the user.
+
+Exit codes: 0 done, 2 the input is wrong, 1 anything else, 130 interrupted with everything saved.
+Results go to stdout; logs, progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from epim_nas._version import __version__
+from epim_nas.cli import cost as cost_command
+from epim_nas.cli import results, run
+from epim_nas.errors import EpimError
+
+app = typer.Typer(
+    name="epim-nas",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Search layer-wise epitome shapes and bit-widths for processing-in-memory chips.
+
+Start with `epim-nas search demo`, or look around with `epim-nas presets`.""",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"epim-nas {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    from epim_nas.pipeline.progress import setup_logging
+
+    setup_logging(-1 if quiet else int(verbose))
+
+
+app.command("search")(run.search)
+app.command("pareto")(results.pareto)
+app.command("export")(results.export)
+app.command("finetune")(run.finetune)
+app.command("evaluate")(run.evaluate)
+app.command("cost")(cost_command.cost)
+app.command("dashboard")(results.dashboard)
+app.command("presets")(results.presets)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="epim-nas", standalone_mode=False)
+    except EpimError as error:
+        _say(str(error))
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:  # an unknown option or command, a missing argument
+        error.show(file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone; that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        logging.getLogger("epim_nas").debug("traceback", exc_info=True)
+        _say(f"unexpected {type(error).__name__}: {error}")
+        _say("This is a bug; `epim-nas --verbose ...` shows where it happened.")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    typer.echo(f"epim-nas: {text}", err=True)

@@ -1,0 +1,108 @@
+"""Commands on what is stored: ``pareto``, ``export``, ``dashboard``, ``presets``."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of a search.")]
+
+
+class Artefact(str, Enum):
+    """What ``export`` can write."""
+
+    design = "design"
+    weights = "weights"
+    all = "all"
+
+
+def pareto(
+    folder: RunDir,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Print the front of a run, offline, from what is stored; also of a running one.
+
+    epim-nas pareto runs/demo --json
+    """
+    from rich.console import Console
+
+    from epim_nas.pipeline.folder import RunFolder
+    from epim_nas.pipeline.results import front_dict, load_result
+    from epim_nas.report.tables import rich_table
+
+    result = load_result(RunFolder(folder))
+    if json_:
+        typer.echo(json.dumps(front_dict(result), indent=2, allow_nan=False))
+    else:
+        Console().print(rich_table(result))
+
+
+def export(
+    folder: RunDir,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the artefacts.")],
+    select: Annotated[
+        str,
+        typer.Option(
+            "--select",
+            help="knee, best-accuracy, best-latency, best-energy, or a trial's number.",
+        ),
+    ] = "knee",
+    to: Annotated[Artefact, typer.Option("--to", help="What to write.")] = Artefact.design,
+) -> None:
+    """Write the artefacts of one design, with a manifest of digests.
+
+    epim-nas export runs/demo --select best-accuracy --to all --out exports/demo
+    """
+    from epim_nas.pipeline.artefacts import export_trial
+    from epim_nas.pipeline.folder import RunFolder
+
+    for path in export_trial(RunFolder(folder), select, to.value, out):
+        typer.echo(str(path))
+
+
+def dashboard(
+    folder: RunDir,
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 6006,
+    host: Annotated[
+        str, typer.Option("--host", help="Address; other machines cannot reach the default.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the TensorBoard dashboard of a run, on this machine only.
+
+    epim-nas dashboard runs/demo
+    """
+    from epim_nas.pipeline.folder import RunFolder
+    from epim_nas.report.serve import serve_tensorboard
+
+    run_folder = RunFolder(folder)
+    run_folder.load_config()
+    serve_tensorboard(run_folder.tensorboard, host, port)
+
+
+def presets(
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """List search spaces, chips, networks, data sets and run files.
+
+    epim-nas presets
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from epim_nas.pipeline.catalogue import catalogue
+
+    entries = catalogue()
+    if json_:
+        typer.echo(json.dumps(entries, indent=2))
+        return
+    console = Console()
+    for kind, found in entries.items():
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for name, summary in found.items():
+            table.add_row(f"[bold]{name}[/]", summary)
+        console.print(table)
+        console.print()

@@ -1,0 +1,127 @@
+"""Commands that train and measure: ``search``, ``finetune``, ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunFile = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run file: a path, or a preset's name (`demo`).")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable."),
+]
+
+
+def search(
+    run: RunFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Search the best designs of a network, or go on with an interrupted search.
+
+    A folder that holds an interrupted run is resumed: nothing finished is lost or repeated.
+
+        epim-nas search demo
+        epim-nas search my_run.yaml --out results --set budget.compression=30
+    """
+    from rich.console import Console
+
+    from epim_nas.pipeline.folder import RunFolder
+    from epim_nas.pipeline.progress import log_to_file
+    from epim_nas.pipeline.results import best_number, relative
+    from epim_nas.pipeline.search import resolve_run
+    from epim_nas.pipeline.search import search as run_search
+    from epim_nas.report.tables import rich_table
+
+    config, folder_path = resolve_run(run, out, set_)
+    folder = RunFolder(folder_path)
+    with log_to_file(folder.log):
+        result = run_search(config, folder_path)
+    console = Console()
+    console.print(rich_table(result))
+    shown = relative(folder.path)
+    typer.echo(f"\nResults in {shown}: front.csv, report.html, best.yaml, designs/, tensorboard/")
+    best = best_number(result)
+    typer.echo("Next:")
+    typer.echo(f"  epim-nas dashboard {shown}")
+    typer.echo(f"  epim-nas pareto {shown}")
+    if best is not None:
+        typer.echo(
+            f"  epim-nas export {shown} --select {best} --to all --out exports/{config.name}"
+        )
+        typer.echo(f"  epim-nas finetune {shown}/best.yaml --run {shown}/run.yaml")
+
+
+def finetune(
+    design: Annotated[Path, typer.Argument(metavar="DESIGN.yaml", help="Design file.")],
+    run: Annotated[str, typer.Option("--run", help="Run file: network, data and weights.")],
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 30,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate; the finalists' by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; finetuned/DESIGN by default.")
+    ] = None,
+    set_: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Train one design fully, from the run's trained network.
+
+    Interrupted, the same command goes on. The result is a checkpoint of epitomes.
+
+        epim-nas finetune runs/demo/best.yaml --run runs/demo/run.yaml --epochs 30
+    """
+    from epim_nas.pipeline.single import finetune_design
+
+    result = finetune_design(design, run, epochs=epochs, lr=lr, out=out, overrides=set_)
+    if json_:
+        _print_json(result)
+        return
+    typer.echo(
+        f"top-1 {100 * result['validation_accuracy']:.2f} % validation, "
+        f"{100 * result['test_accuracy']:.2f} % test (before training "
+        f"{100 * result['before']:.2f} % validation)"
+    )
+    typer.echo(f"Weights in {result['weights']}")
+    typer.echo("Next:")
+    typer.echo(f"  epim-nas evaluate {design} --run {run} --weights {result['weights']} --json")
+
+
+def evaluate(
+    design: Annotated[Path, typer.Argument(metavar="DESIGN.yaml", help="Design file.")],
+    run: Annotated[str, typer.Option("--run", help="Run file: network, data and weights.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", help="Epitomes (safetensors); without, the projected trained network."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="validation or test.")] = "test",
+    set_: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure the accuracy of one design.
+
+    epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --json
+    """
+    from epim_nas.pipeline.single import evaluate_design
+
+    result = evaluate_design(design, run, weights=weights, split=split, overrides=set_)
+    if json_:
+        _print_json(result)
+        return
+    typer.echo(
+        f"top-1 {100 * result['accuracy']:.2f} % on {result['images']} {split} images, "
+        f"{result['crossbars']} crossbars ({result['compression']:.2f}x)"
+    )
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, allow_nan=False))

@@ -1,0 +1,1 @@
+"""Data sets: reproducible batches of images and labels in three splits."""

@@ -1,0 +1,271 @@
+"""Image folders: small images into memory, large ones streamed through a torch DataLoader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from epim_nas.data.arrays import ArrayData, Images, balanced_indices, check_normalisation
+from epim_nas.data.base import Batch, Data, Split, check_split, seed_of, shuffled_indices
+from epim_nas.data.folders import Samples, find_samples
+from epim_nas.errors import InputError
+from epim_nas.models._torchvision import import_torchvision
+
+if TYPE_CHECKING:
+    from epim_nas.data.registry import DataConfig, NamedArgs
+
+logger = logging.getLogger(__name__)
+
+# Of the ImageNet training images: what networks trained on colour photographs expect
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Images up to this size, and at most so many bytes of them, are held in memory.
+SMALL_PIXELS = 64
+_MEMORY_BYTES = 4 << 30
+# The usual evaluation of ImageNet networks: shorter side 256, centre 224
+_RESIZE_RATIO = 256 / 224
+
+Mode = Literal["L", "RGB"]
+
+
+def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int) -> Data:
+    """The images below ``ROOT/train``, ``ROOT/val`` and ``ROOT/test``, one folder a class.
+
+    Images are held in memory (:class:`ArrayData`) where they all have the same size, at most
+    64x64 (or ``data.image_size`` is at most 64); others are streamed (:class:`FolderData`).
+    They are grey if a sample of them all is, else colour.
+
+    Args:
+        config: the ``data`` section.
+        args: its ``args``.
+        root: the folder.
+        seed: seed of the validation split where there is none, and of ``train_fraction``.
+
+    Raises:
+        InputError: see :func:`~epim_nas.data.folders.find_samples`; an image that cannot be read;
+            images in memory that differ in size.
+    """
+    splits, classes = find_samples(root, config.name, config.validation_size, seed)
+    if config.train_fraction < 1:
+        train = splits["train"]
+        n_images = max(1, round(config.train_fraction * len(train.paths)))
+        chosen = balanced_indices(train.labels, n_images, seed, "data.train_fraction")
+        splits["train"] = train.take(chosen)
+    size, mode = _look_at(splits["train"])
+    mean, std = (args.mean, args.std) if args.mean and args.std else default_normalisation(mode)
+    side = config.image_size or (size[0] if size and size[0] == size[1] else None)
+    n_images = sum(len(part.paths) for part in splits.values())
+    in_memory = args.in_memory
+    if in_memory is None:
+        fits = side is not None and n_images * len(mode) * side**2 <= _MEMORY_BYTES
+        in_memory = fits and side is not None and side <= SMALL_PIXELS
+    description = f"{n_images:,} images in {len(classes)} classes from {root}"
+    logger.info("Data: %s, %s", description, "held in memory" if in_memory else "streamed")
+    if in_memory:
+        return ArrayData(
+            config.name,
+            {name: _read_all(part, mode, config.image_size) for name, part in splits.items()},
+            num_classes=len(classes),
+            mean=mean,
+            std=std,
+            augment=config.augment,
+            description=description,
+        )
+    loading = _Loading(mode, config.image_size or 224, tuple(mean), tuple(std), config.augment)
+    return FolderData(config.name, splits, len(classes), loading, config.workers, description)
+
+
+class FolderData(Data):
+    """Images that are read from files while they are needed.
+
+    Training images get the augmentation usual for ImageNet: a random crop of 8 to 100 % of the
+    area, resized, and a random flip. Each image's random numbers come from the seed, the step and
+    its place in the batch, so batches do not depend on the number of worker processes.
+
+    Args:
+        name: name of the data set.
+        splits: the files of each split.
+        num_classes: number of classes.
+        loading: how a file becomes a tensor.
+        workers: processes that read and augment; 0 does it in this one.
+        description: one line about the images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, Samples],
+        num_classes: int,
+        loading: _Loading,
+        workers: int = 0,
+        description: str = "",
+    ) -> None:
+        channels = len(loading.mode)
+        check_normalisation(name, loading.mean, loading.std, channels)
+        self.name = name
+        self.num_classes = num_classes
+        self.input_shape = (channels, loading.size, loading.size)
+        self.sizes = {split: len(part.paths) for split, part in splits.items()}
+        self.description = description
+        self._splits = splits
+        self._loading = loading
+        self._workers = workers
+
+    def train_batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
+        """See :meth:`Data.train_batches`."""
+        order = shuffled_indices(self.sizes["train"], batch_size, seed, start_step)
+        keys = (
+            [(index, seed_of("augment", seed, step, i)) for i, index in enumerate(chosen.tolist())]
+            for step, chosen in enumerate(order, start_step)
+        )
+        return self._load("train", keys, self._loading)
+
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
+        """See :meth:`Data.batches`."""
+        check_split(split)
+        n = self.sizes[split] if limit is None else min(limit, self.sizes[split])
+        keys = (
+            [(index, 0) for index in range(start, min(start + batch_size, n))]
+            for start in range(0, n, batch_size)
+        )
+        return self._load(split, keys, replace(self._loading, augment=False))
+
+    def _load(
+        self, split: str, keys: Iterable[list[tuple[int, int]]], loading: _Loading
+    ) -> Iterator[Batch]:
+        loader: Iterable[Batch | InputError] = torch.utils.data.DataLoader(
+            _Files(self._splits[split], loading),
+            batch_sampler=keys,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """How an image file becomes a normalised tensor."""
+
+    mode: Mode
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+
+    def transform(self) -> Any:
+        transforms = import_torchvision("reading images").transforms
+        if self.augment:
+            steps = [transforms.RandomResizedCrop(self.size), transforms.RandomHorizontalFlip()]
+        else:
+            steps = [
+                transforms.Resize(round(self.size * _RESIZE_RATIO)),
+                transforms.CenterCrop(self.size),
+            ]
+        ending = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        return transforms.Compose(steps + ending)
+
+
+class _Files(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
+    """(index, seed) -> image and label; picklable for worker processes."""
+
+    def __init__(self, samples: Samples, loading: _Loading) -> None:
+        self.samples = samples
+        self.loading = loading
+        self._transform: Any = None
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | InputError:
+        index, seed = key
+        if self._transform is None:
+            # Made where it is used: a worker process may have to mend torchvision's import.
+            self._transform = self.loading.transform()
+        try:
+            image = _open(self.samples.paths[index]).convert(self.loading.mode)
+        except InputError as error:
+            # A DataLoader would turn it into a RuntimeError with a traceback.
+            return error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._transform(image), int(self.samples.labels[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_transform": None}
+
+
+def _collate(items: Sequence[tuple[Tensor, int] | InputError]) -> Batch | InputError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)
+
+
+def default_normalisation(mode: Mode) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and standard deviation; for grey images the mean of its channels."""
+    if mode == "RGB":
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
+
+
+def _look_at(samples: Samples) -> tuple[tuple[int, int] | None, Mode]:
+    """The size (None where they differ) and colour mode of a few images of each class."""
+    sizes, grey = set(), True
+    for label in np.unique(samples.labels)[:100]:
+        for index in np.flatnonzero(samples.labels == label)[:3]:
+            image = _open(samples.paths[index])
+            sizes.add(image.size)
+            grey = grey and image.mode in ("1", "L", "I", "I;16", "F")
+    return (sizes.pop() if len(sizes) == 1 else None), ("L" if grey else "RGB")
+
+
+def _read_all(samples: Samples, mode: Mode, size: int | None) -> Images:
+    arrays: list[np.ndarray[Any, Any]] = []
+    for path in samples.paths:
+        image = _open(path).convert(mode)
+        if size is not None and image.size != (size, size):
+            image = image.resize((size, size), _pillow().BILINEAR)
+        array = np.asarray(image, dtype=np.uint8)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        if arrays and array.shape != arrays[0].shape:
+            raise InputError(
+                f"data.root: {path}",
+                f"an image of {array.shape[2]}x{array.shape[1]} pixels among images of "
+                f"{arrays[0].shape[2]}x{arrays[0].shape[1]}",
+                "images of one size",
+                "Set data.image_size to resize them all.",
+            )
+        arrays.append(array)
+    return Images(np.stack(arrays), samples.labels)
+
+
+def _open(path: str) -> Any:
+    """The decoded image in a file."""
+    pillow = _pillow()
+    try:
+        image = pillow.open(path)
+        image.load()
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise InputError(
+            f"data.root: {path}", f"cannot be read as an image: {error}", hint="Remove the file."
+        ) from None
+    return image
+
+
+def _pillow() -> ModuleType:
+    # Pillow comes with torchvision.
+    import_torchvision("reading images")
+    from PIL import Image
+
+    return Image

@@ -1,0 +1,267 @@
+"""Weights: checkpoints that are checked as a whole before anything is copied into a model."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epim_nas.errors import InputError, nearest
+from epim_nas.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts put the state dict."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every key."""
+
+_UNUSED_COUNTER = "num_batches_tracked"
+_SHOWN = 5
+_FOLDER = Path(__file__).parent / "weights"
+
+
+def weight_names() -> list[str]:
+    """Names of the checkpoints that this package ships."""
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def find_weights(
+    name_or_path: str | Path, *, field: str = "model.weights", relative_to: Path | None = None
+) -> Path:
+    """The file of a shipped checkpoint's name, or of a path.
+
+    Args:
+        name_or_path: a name (:func:`weight_names`), or a path (with a suffix or a separator).
+        field: where it was given, for the message.
+        relative_to: folder against which a relative path is tried first.
+
+    Raises:
+        InputError: neither a shipped checkpoint nor a file.
+    """
+    path = Path(name_or_path).expanduser()
+    for candidate in ([relative_to / path] if relative_to else []) + [path]:
+        if candidate.is_file():
+            return candidate
+    if path.suffix or len(path.parts) > 1:
+        problem = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(field, f"`{name_or_path}`: {problem}", hint="Check the path.")
+    shipped = _FOLDER / f"{path}.safetensors"
+    if shipped.is_file():
+        return shipped
+    known = weight_names()
+    raise InputError(
+        field,
+        f"`{name_or_path}` is not a known checkpoint",
+        ", ".join(["the path of a .safetensors or .pt file", *(f"`{name}`" for name in known)]),
+        nearest(str(name_or_path), known),
+    )
+
+
+def load_weights(model: nn.Module, path: str | Path, *, field: str = "model.weights") -> None:
+    """Copy a checkpoint into a model, completely or not at all.
+
+    Args:
+        model: the model; keeps its device and number types.
+        path: a safetensors file, or a torch checkpoint without Python objects: a state dict, or a
+            dict with one under ``state_dict``, ``model_state_dict``, ``model`` or ``net``.
+            Prefixes of ``DataParallel`` and ``torch.compile`` are removed.
+        field: where the path was given, for messages.
+
+    Raises:
+        InputError: no such file, not a checkpoint, a checkpoint that would execute code, keys or
+            shapes that differ from the model's, or NaN or infinity in a tensor.
+    """
+    where = f"{field} ({Path(path).name})"
+    state = read_state(path, field=field)
+    expected = {key: value for key, value in model.state_dict().items() if hasattr(value, "shape")}
+    state = _strip_prefixes(state, expected)
+    _check_keys(state, expected, where)
+    _check_values(state, expected, where)
+    # A counter that only matters for cumulative averages; older checkpoints do not have it.
+    counters = {key: value for key, value in expected.items() if key.endswith(_UNUSED_COUNTER)}
+    model.load_state_dict({**counters, **state}, strict=False)
+
+
+def save_weights(
+    model_or_state: nn.Module | Mapping[str, torch.Tensor],
+    path: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a safetensors file, replacing it atomically.
+
+    Args:
+        model_or_state: a model or its state dict.
+        path: the file.
+        metadata: what to say about it; values are stored as text (:func:`read_metadata`).
+    """
+    from safetensors.torch import save_file
+    from torch import nn
+
+    state = model_or_state
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    # Tensors that share memory would be refused; each is written out on its own.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    notes = {str(key): str(value) for key, value in (metadata or {}).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=notes or None)
+
+
+def read_metadata(path: str | Path, *, field: str = "model.weights") -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        InputError: the file is missing or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = find_weights(path, field=field)
+    try:
+        with safe_open(file, framework="pt") as content:
+            return dict(content.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(field, f"`{path}` is not a safetensors file ({error})") from None
+
+
+def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint, on the CPU, as it is stored.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or a checkpoint that would execute code.
+    """
+    file = find_weights(path, field=field)
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise InputError(field, f"`{path}` cannot be read: {error.strerror}") from None
+    # A safetensors file is a length of 8 bytes and a JSON object.
+    if start[8:9] == b"{" and not zipfile.is_zipfile(file):
+        return _read_safetensors(file, field)
+    return _state_of(_read_torch(file, field), file, field)
+
+
+def _read_safetensors(file: Path, field: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(
+            field, f"`{file}` is a damaged safetensors file ({error})", hint="Copy it again."
+        ) from None
+
+
+def _read_torch(file: Path, field: str) -> Any:
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "unsupported" in str(error).lower():
+            raise InputError(
+                field,
+                f"`{file}` holds Python objects besides tensors; loading it would execute code",
+                "a safetensors file, or torch.save(model.state_dict(), ...)",
+                "Load it where you trust it and save the state dict alone.",
+            ) from None
+        raise _not_a_checkpoint(file, field) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        raise _not_a_checkpoint(file, field) from None
+
+
+def _not_a_checkpoint(file: Path, field: str) -> InputError:
+    return InputError(
+        field,
+        f"`{file}` is not a checkpoint, or it is damaged",
+        "a safetensors file, or a state dict saved with torch.save",
+    )
+
+
+def _state_of(data: Any, file: Path, field: str) -> dict[str, torch.Tensor]:
+    """The state dict in what a checkpoint holds."""
+    import torch
+
+    if isinstance(data, Mapping):
+        for key in _NESTED:
+            if isinstance(data.get(key), Mapping):
+                return _state_of(data[key], file, field)
+        if data and all(
+            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in data.items()
+        ):
+            return dict(data)
+    found = (
+        "the keys " + ", ".join(f"`{key}`" for key in list(data)[:_SHOWN])
+        if isinstance(data, Mapping)
+        else f"a {type(data).__name__}"
+    )
+    raise InputError(
+        field,
+        f"`{file}` holds no state dict but {found}",
+        "parameter names with their tensors, at the top or under "
+        + ", ".join(f"`{key}`" for key in _NESTED),
+    )
+
+
+def _strip_prefixes(
+    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            # A model may really have a part of that name.
+            own = any(key.startswith(prefix) for key in expected)
+            if state and not own and all(key.startswith(prefix) for key in state):
+                state = {key.removeprefix(prefix): value for key, value in state.items()}
+                stripped = True
+    return state
+
+
+def _check_keys(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+) -> None:
+    missing = [k for k in expected if k not in state and not k.endswith(_UNUSED_COUNTER)]
+    unexpected = [k for k in state if k not in expected and not k.endswith(_UNUSED_COUNTER)]
+    parts = [
+        f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
+        for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+        if keys
+    ]
+    if parts:
+        raise InputError(
+            where,
+            "the tensors are not the model's: " + " and ".join(parts),
+            hint="Is it a checkpoint of this model, with the same depth and arguments?",
+        )
+
+
+def _check_values(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+) -> None:
+    import torch
+
+    for key, value in state.items():
+        if key not in expected:
+            continue
+        if value.shape != expected[key].shape:
+            raise InputError(
+                where,
+                f"`{key}` has shape {tuple(value.shape)}",
+                f"{tuple(expected[key].shape)} as in the model",
+                "Check the number of classes and of input channels.",
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(
+                where,
+                f"`{key}` contains NaN or infinity",
+                "finite numbers",
+                "The training that wrote it diverged; use an earlier checkpoint.",
+            )

@@ -1,0 +1,60 @@
+"""The artefacts of one design of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from epim_nas.errors import InputError
+from epim_nas.export.design import export_design
+from epim_nas.export.manifest import write_manifest
+from epim_nas.export.weights import export_weights
+from epim_nas.models.weights import read_state
+from epim_nas.network.yaml_io import load_network
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.results import find_trial, full_design, load_cost_model, load_result
+
+
+def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Path]:
+    """Write the artefacts of one design into a folder, offline, from what is stored.
+
+    Args:
+        folder: the run.
+        which: a selection's name or a trial's number.
+        what: ``design``, ``weights`` or ``all``.
+        out: where to write.
+
+    Returns:
+        The files, a manifest with their digests last.
+
+    Raises:
+        InputError: no such trial, or weights of a design that was not fine-tuned.
+    """
+    result = load_result(folder)
+    record = find_trial(result, which)
+    cost = load_cost_model(folder)
+    design = full_design(result, record, cost)
+    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    if what in ("weights", "all") and finalist is None:
+        tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
+        raise InputError(
+            f"--select {which}",
+            f"trial {record.number} was not fine-tuned, so there are no weights of its own",
+            f"a fine-tuned trial: {tuned}; or `--to design`",
+            f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
+            f"--run {folder.config}`.",
+        )
+    files: list[Path] = []
+    if what in ("design", "all"):
+        network = load_network(folder.network)
+        files += export_design(design, out, network, cost=cost.evaluate(record.design))
+    if finalist is not None and what in ("weights", "all"):
+        path = out / "epitomes.safetensors"
+        export_weights(
+            read_state(folder.path / finalist.weights),
+            path,
+            metadata={"run": result.name, "trial": str(record.number)},
+        )
+        files.append(path)
+    details = {"run": result.name, "trial": record.number}
+    files.append(write_manifest(out, design, details))
+    return files

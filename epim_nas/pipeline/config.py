@@ -1,0 +1,261 @@
+"""The run file (``epim-nas/run@1``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from epim_nas import presets
+from epim_nas.data.registry import DataConfig
+from epim_nas.errors import InputError
+from epim_nas.files import load_yaml
+from epim_nas.schema import Strict, apply_overrides, validate
+from epim_nas.space.config import SpaceConfig
+from epim_nas.study.strategies import find_strategy
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
+
+Objective = Literal[
+    "accuracy", "latency_ns", "energy_nj", "crossbars", "area_um2", "sequential_latency_ns"
+]
+
+
+class ModelConfig(Strict):
+    """The network.
+
+    Attributes:
+        name: a built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``module:function``.
+        args: further arguments of its constructor.
+        weights: a shipped checkpoint's name or a path; None trains the baseline first.
+    """
+
+    name: str
+    args: dict[str, Any] = pydantic.Field(default_factory=dict)
+    weights: str | None = None
+
+
+class HardwareConfig(Strict):
+    """The chip.
+
+    Attributes:
+        chip: name of a preset, or path of a chip YAML or an MNSIM ``SimConfig.ini``.
+        set: chip key (dotted path) -> value.
+    """
+
+    chip: str
+    set: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class BudgetConfig(Strict):
+    """The largest number of crossbars; give one of the two.
+
+    Attributes:
+        crossbars: as a number.
+        compression: as dense 32-bit crossbars divided by this.
+    """
+
+    crossbars: Positive | None = None
+    compression: float | None = pydantic.Field(default=None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_of(self) -> BudgetConfig:
+        if (self.crossbars is None) == (self.compression is None):
+            raise ValueError("give either `crossbars` or `compression`")
+        return self
+
+
+class TrainingConfig(Strict):
+    """A training: of the baseline, the supernet or a finalist.
+
+    Attributes:
+        steps: optimizer steps.
+        lr: peak learning rate of a cosine schedule.
+        batch_size: images in a step; None takes the data's.
+        weight_decay: L2 penalty of weights.
+        warmup: fraction of the steps with a rising rate.
+        distillation: weight of the float network's prediction in the loss.
+    """
+
+    steps: Positive
+    lr: Rate
+    batch_size: Positive | None = None
+    weight_decay: float = pydantic.Field(default=5e-4, ge=0, lt=1)
+    warmup: Fraction = 0.05
+    distillation: Fraction = 0.0
+
+
+class SensitivityConfig(Strict):
+    """The sensitivity pass.
+
+    Attributes:
+        images: training images it looks at.
+        batch_size: images in one backward pass.
+    """
+
+    images: Positive = 256
+    batch_size: Positive = 128
+
+
+class SupernetConfig(TrainingConfig):
+    """Brief training of the supernet around the front (sandwich rule).
+
+    Attributes:
+        random: designs near the front that each step trains besides the most precise and the
+            smallest.
+    """
+
+    steps: Annotated[int, pydantic.Field(ge=0)] = 100
+    lr: Rate = 0.01
+    distillation: Fraction = 1.0
+    random: Positive = 2
+
+
+class SearchConfig(Strict):
+    """The search.
+
+    Attributes:
+        strategy: name of a strategy.
+        trials: designs to score in all, seeds included.
+        seeds: how many exact solutions are scored first.
+        calibration_images: augmented training images to recalibrate batch norm with.
+        validation_images: search-validation images to score with; None for all.
+    """
+
+    strategy: str = "epitome"
+    trials: Positive = 60
+    seeds: Positive = 12
+    calibration_images: Positive = 1000
+    validation_images: Positive | None = None
+
+    @pydantic.field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find_strategy(name)
+        return name
+
+
+class FinalistsConfig(TrainingConfig):
+    """Stand-alone fine-tuning of the best designs.
+
+    Attributes:
+        count: how many designs of the front.
+    """
+
+    count: Annotated[int, pydantic.Field(ge=0)] = 4
+    steps: Positive = 150
+    lr: Rate = 0.01
+    distillation: Fraction = 0.5
+
+
+class ExecutorConfig(Strict):
+    """Where designs are scored.
+
+    Attributes:
+        kind: ``local`` (this process) or ``ray``.
+        workers: Ray actors.
+        cpus: CPU cores of an actor.
+        gpus: GPUs of an actor; a fraction shares one.
+        address: address of a Ray cluster; None for ``RAY_ADDRESS`` or this machine.
+    """
+
+    kind: Literal["local", "ray"] = "local"
+    workers: Positive = 2
+    cpus: float = pydantic.Field(default=1, gt=0)
+    gpus: float = pydantic.Field(default=0, ge=0)
+    address: str | None = None
+
+
+class RunConfig(Strict):
+    """A run: a network, data, a chip, a search space and a budget, and how hard to try.
+
+    Attributes:
+        name: name of the run; results go to ``runs/NAME`` by default.
+        seed: seed of everything random.
+        model: the network.
+        data: the images.
+        hardware: the chip.
+        space: name or path of a search space, or the space itself.
+        budget: the crossbar budget.
+        objectives: what the front is over.
+        baseline: training of the network when no weights are given.
+        sensitivity: the additive score.
+        supernet: training of the shared weights.
+        search: the search.
+        finalists: stand-alone fine-tuning.
+        executor: where designs are scored.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+    """
+
+    schema_: Literal["epim-nas/run@1"] = pydantic.Field(alias="schema")
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig
+    data: DataConfig
+    hardware: HardwareConfig
+    space: str | SpaceConfig
+    budget: BudgetConfig
+    objectives: list[Objective] = pydantic.Field(
+        default=["accuracy", "latency_ns", "energy_nj"], min_length=1
+    )
+    baseline: TrainingConfig = TrainingConfig(steps=3000, lr=0.1)
+    sensitivity: SensitivityConfig = SensitivityConfig()
+    supernet: SupernetConfig = SupernetConfig()
+    search: SearchConfig = SearchConfig()
+    finalists: FinalistsConfig = FinalistsConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @pydantic.field_validator("objectives")
+    @classmethod
+    def _different(cls, objectives: list[str]) -> list[str]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError("an objective is given twice")
+        if "accuracy" not in objectives:
+            raise ValueError("`accuracy` has to be one of the objectives")
+        return objectives
+
+
+def load_run_config(
+    name_or_path: str, overrides: list[str] | None = None
+) -> tuple[RunConfig, Path]:
+    """Read a run file by the name of a preset or by its path.
+
+    Args:
+        name_or_path: a preset's name or a path.
+        overrides: ``key.path=value`` changes, as of ``--set``.
+
+    Returns:
+        The configuration and the file it came from. Relative paths in it that exist beside the
+        file are made absolute, so that the stored run file works from anywhere.
+
+    Raises:
+        InputError: no such file, or a wrong field in it.
+    """
+    path = presets.find("runs", name_or_path, "RUN")
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise InputError(str(path), "is not a run file", "a mapping with `schema: epim-nas/run@1`")
+    data = apply_overrides(data, overrides or [], "--set")
+    for group, key in (("model", "weights"), ("data", "root"), ("hardware", "chip")):
+        if isinstance(data.get(group), dict):
+            data[group][key] = _absolute(data[group].get(key), path.parent)
+            if data[group][key] is None:
+                del data[group][key]
+    if isinstance(data.get("space"), str):
+        data["space"] = _absolute(data["space"], path.parent)
+    return validate(RunConfig, data, str(path)), path
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    """A path that lies beside the run file made absolute; anything else (names) as it is."""
+    if isinstance(value, str) and value and (Path(value).suffix or "/" in value):
+        beside = base / Path(value).expanduser()
+        if beside.exists():
+            return str(beside.resolve())
+    return value

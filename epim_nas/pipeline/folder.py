@@ -1,0 +1,205 @@
+"""The run folder: what lies where, and that one run at a time writes into it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from epim_nas.errors import InputError
+from epim_nas.files import dump_yaml, load_yaml, write_json, write_text
+from epim_nas.pipeline.config import RunConfig
+from epim_nas.schema import validate
+
+CHANGEABLE = ("executor", "device", "search.trials")
+"""Keys that may differ when a run is resumed: where it runs, and how long."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved run file."""
+        return self.path / "run.yaml"
+
+    @property
+    def network(self) -> Path:
+        """The traced network."""
+        return self.path / "network.yaml"
+
+    @property
+    def space(self) -> Path:
+        """The resolved search space."""
+        return self.path / "space.json"
+
+    @property
+    def chip(self) -> Path:
+        """The resolved chip."""
+        return self.path / "chip.yaml"
+
+    @property
+    def baseline(self) -> Path:
+        """Accuracy and cost of the dense network."""
+        return self.path / "baseline.json"
+
+    @property
+    def journal(self) -> Path:
+        """The Optuna journal."""
+        return self.path / "study.journal"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Weights and states of trainings."""
+        return self.path / "checkpoints"
+
+    @property
+    def finalists(self) -> Path:
+        """One file per fine-tuned design."""
+        return self.path / "finalists"
+
+    @property
+    def designs(self) -> Path:
+        """One design file per design of the front."""
+        return self.path / "designs"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """The log."""
+        return self.path / "log.txt"
+
+    @property
+    def progress(self) -> Path:
+        """Seconds and versions by stage."""
+        return self.path / "stages.json"
+
+    def read_json(self, path: Path) -> Any:
+        """The content of a JSON file of this folder.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                str(path), "no such file", hint="Is this the folder of a run (epim-nas search)?"
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                str(path), f"is damaged ({error})", hint="Delete it and run the search again."
+            ) from None
+
+    def load_config(self) -> RunConfig:
+        """The stored run file.
+
+        Raises:
+            InputError: this is not a run folder.
+        """
+        if not self.path.is_dir():
+            raise InputError(str(self.path), "no such folder", "the folder of a run")
+        if not self.config.is_file():
+            raise InputError(
+                str(self.path),
+                "is not the folder of a run: it has no run.yaml",
+                hint="Give the folder that `epim-nas search` wrote.",
+            )
+        return validate(RunConfig, load_yaml(self.config), str(self.config))
+
+    def adopt(self, config: RunConfig) -> None:
+        """Make this the folder of ``config``, or check that it is.
+
+        Raises:
+            InputError: it holds a run that was made with another run file, or other files.
+        """
+        new = config.model_dump(mode="json", by_alias=True)
+        if self.config.is_file():
+            old = self.load_config().model_dump(mode="json", by_alias=True)
+            changed = [
+                key
+                for key in _different(old, new)
+                if not any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
+            ]
+            if changed:
+                raise InputError(
+                    str(self.path),
+                    f"holds a run made with another run file; {_list(changed)} differ",
+                    "the same run file, where only "
+                    + ", ".join(f"`{key}`" for key in CHANGEABLE)
+                    + " may change",
+                    "Use another --out folder, or delete this one.",
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
+            raise InputError(
+                f"--out {self.path}",
+                "exists and is not the folder of a run",
+                "a new or empty folder, or one with an interrupted run",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, dump_yaml(new))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; the lock ends with the process, however it ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    str(self.path),
+                    "another search is running in this folder",
+                    hint="Wait for it, or use another --out folder.",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def note_seconds(self, stage: str, seconds: float) -> None:
+        """Add the seconds that a stage took, over all resumed parts."""
+        known = self.read_json(self.progress) if self.progress.exists() else {}
+        known[stage] = round(known.get(stage, 0.0) + seconds, 3)
+        write_json(self.progress, known)
+
+    def save_dataclass(self, path: Path, value: Any) -> None:
+        """Write a dataclass as JSON."""
+        write_json(path, asdict(value))
+
+
+def _different(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys at which two configurations differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            found
+            for key in keys
+            for found in _different(old.get(key), new.get(key), f"{prefix}{key}.")
+        ]
+    return [] if old == new else [prefix.rstrip(".")]
+
+
+def _list(keys: list[str]) -> str:
+    shown = ", ".join(f"`{key}`" for key in keys[:4])
+    return shown + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

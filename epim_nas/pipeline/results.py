@@ -1,0 +1,228 @@
+"""Reading a run folder back, offline, and writing its results."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from epim_nas._version import __version__
+from epim_nas.epitome.design import Design
+from epim_nas.errors import InputError
+from epim_nas.hardware import CostModel, load_chip
+from epim_nas.network.spec import Network
+from epim_nas.network.yaml_io import load_network
+from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.stages import load_finalists
+from epim_nas.report.html import write_report
+from epim_nas.report.tables import write_front_csv
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.pareto import SELECTIONS, front_numbers, select
+from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
+from epim_nas.study.store import TrialStore
+
+log = logging.getLogger(__name__)
+
+MEASURED = {
+    "supernet_top1": "search-validation images, shared weights, batch norm recalibrated",
+    "validation_top1": "search-validation images, after stand-alone fine-tuning",
+    "test_top1": "test images, after stand-alone fine-tuning, once",
+    "latency_ns": "hardware model, pipelined, one inference",
+    "energy_nj": "hardware model, one inference",
+}
+
+
+def load_result(folder: RunFolder) -> RunResult:
+    """Everything that a run folder stores, whether the run has ended or not.
+
+    Raises:
+        InputError: this is not the folder of a run, or nothing was scored yet.
+    """
+    config = folder.load_config()
+    if not folder.journal.is_file():
+        raise InputError(
+            str(folder.path),
+            "no design was scored yet",
+            hint=f"Go on with `epim-nas search {folder.config} --out {folder.path}`.",
+        )
+    space = SearchSpace.from_dict(folder.read_json(folder.space))
+    store = TrialStore(folder.journal, config.objectives, space, read_only=True)
+    records = store.records()
+    front = front_numbers(records, config.objectives)
+    by_number = {record.number: record for record in records}
+    on_front = [by_number[number] for number in front]
+    selected = {
+        which: select(on_front, which, config.objectives).number
+        for which in SELECTIONS
+        if on_front and _selectable(which, config)
+    }
+    curve = folder.path / "supernet.json"
+    return RunResult(
+        name=config.name,
+        config=config.model_dump(mode="json", by_alias=True),
+        objectives=tuple(config.objectives),
+        budget={"crossbars": folder.read_json(folder.path / "budget.json")["crossbars"]},
+        baseline=Baseline(**folder.read_json(folder.baseline)),
+        trials=tuple(records),
+        front=front,
+        finalists=tuple(load_finalists(folder, records)),
+        selected=selected,
+        supernet_curve=tuple((int(s), float(v)) for s, v in folder.read_json(curve))
+        if curve.exists()
+        else (),
+        versions=versions(),
+        seconds=folder.read_json(folder.progress) if folder.progress.exists() else {},
+    )
+
+
+def _selectable(which: str, config: RunConfig) -> bool:
+    metric = {"best-latency": "latency_ns", "best-energy": "energy_nj"}.get(which)
+    return metric is None or metric in config.objectives
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"epim_nas": __version__}
+    for package in ("torch", "optuna", "numpy", "scipy", "ray"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def load_cost_model(folder: RunFolder) -> CostModel:
+    """The cost model of a run, from the network and chip that its folder stores."""
+    return CostModel(load_network(folder.network), load_chip(str(folder.chip)))
+
+
+def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostModel) -> Design:
+    """A trial's design with its totals and provenance, as the design file holds it."""
+    metrics: dict[str, Any] = {"supernet_top1": record.metrics["accuracy"]}
+    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    if finalist is not None:
+        metrics["validation_top1"] = finalist.validation_accuracy
+        metrics["test_top1"] = finalist.test_accuracy
+    metrics["latency_ns"] = record.metrics["latency_ns"]
+    metrics["energy_nj"] = record.metrics["energy_nj"]
+    metrics |= {
+        name: round(record.metrics[name], 4)
+        for name in ("compression", "shape_compression", "bits_compression")
+    }
+    return replace(
+        record.design,
+        hardware={"name": cost.chip.name, "digest": cost.chip.digest},
+        totals=asdict(cost.evaluate(record.design).totals),
+        provenance={
+            "run": result.name,
+            "trial": record.number,
+            "seed": result.config["seed"],
+            "version": __version__,
+            "metrics": metrics,
+            "measured": {name: text for name, text in MEASURED.items() if name in metrics},
+        },
+    )
+
+
+def best_number(result: RunResult) -> int | None:
+    """The trial of ``best.yaml``: the finalist of highest validation accuracy, else the front's."""
+    if result.finalists:
+        return result.finalists[0].number
+    return result.selected.get("best-accuracy")
+
+
+def find_trial(result: RunResult, which: str) -> TrialRecord:
+    """The trial of a selection name or a number.
+
+    Raises:
+        InputError: neither a selection of this run nor a stored trial.
+    """
+    if which.isdigit():
+        for record in result.trials:
+            if record.number == int(which):
+                return record
+        raise InputError(
+            "--select",
+            f"there is no finished trial {which}",
+            f"0 to {max((r.number for r in result.trials), default=0)}, "
+            f"on the front: {', '.join(map(str, result.front))}",
+        )
+    by_number = {record.number: record for record in result.trials}
+    on_front = [by_number[number] for number in result.front]
+    return select(on_front, which, result.objectives)
+
+
+def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network: Network) -> None:
+    """Write ``front.csv``, ``designs/``, ``best.yaml``, ``front.png`` and ``report.html``.
+
+    The report and the picture need the extra ``plot``; without it a warning says so.
+    """
+    by_number = {record.number: record for record in result.trials}
+    write_front_csv(result, folder.path / "front.csv")
+    shown = list(dict.fromkeys([*result.front, *(f.number for f in result.finalists)]))
+    for number in shown:
+        design = full_design(result, by_number[number], cost)
+        design.save(folder.designs / f"trial-{number:04d}.yaml")
+    best = best_number(result)
+    if best is not None:
+        full_design(result, by_number[best], cost).save(folder.path / "best.yaml")
+    costs = {number: cost.evaluate(by_number[number].design) for number in shown}
+    try:
+        from epim_nas.report.figures import save_front_png
+
+        save_front_png(result, folder.path / "front.png")
+        write_report(
+            result,
+            folder.path / "report.html",
+            costs=costs,
+            network=network,
+            run_folder=str(folder.path),
+        )
+    except InputError as error:
+        if error.field not in ("matplotlib", "jinja2", "plotly"):
+            raise
+        log.warning("no report: %s", error)
+
+
+def front_dict(result: RunResult) -> dict[str, Any]:
+    """The front as plain data, the output of ``epim-nas pareto --json``."""
+    by_number = {record.number: record for record in result.trials}
+    finalists = {finalist.number: finalist for finalist in result.finalists}
+    designs = []
+    for number in result.front:
+        record, finalist = by_number[number], finalists.get(number)
+        designs.append(
+            {
+                "trial": number,
+                "origin": record.origin,
+                "metrics": dict(record.metrics),
+                "validation_top1": finalist.validation_accuracy if finalist else None,
+                "test_top1": finalist.test_accuracy if finalist else None,
+                "layers": {name: str(choice) for name, choice in record.design.choices.items()},
+            }
+        )
+    return {
+        "schema": "epim-nas/front@1",
+        "run": result.name,
+        "objectives": list(result.objectives),
+        "budget": dict(result.budget),
+        "baseline": {
+            "validation_top1": result.baseline.validation_accuracy,
+            "test_top1": result.baseline.test_accuracy,
+            "totals": dict(result.baseline.totals),
+        },
+        "trials": len(result.trials),
+        "selected": dict(result.selected),
+        "designs": designs,
+    }
+
+
+def relative(path: Path) -> str:
+    """A path as people type it: relative to the current folder where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

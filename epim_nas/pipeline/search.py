@@ -1,0 +1,178 @@
+"""``search``: the main job, from a run file to a folder of results."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from epim_nas.cluster.executor import Executor, LocalExecutor
+from epim_nas.cluster.ray_executor import make_ray_executor
+from epim_nas.errors import InterruptedRun
+from epim_nas.files import dump_yaml, write_json, write_text
+from epim_nas.network.yaml_io import save_network
+from epim_nas.pipeline.config import ExecutorConfig, RunConfig, load_run_config
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.results import load_result, write_results
+from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.stages import (
+    choose_finalists,
+    finetune_finalists,
+    make_scorer,
+    measure_sensitivity,
+    prepare_baseline,
+    prepare_supernet,
+    run_trials,
+    seeds_of,
+    timed,
+    train_supernet,
+)
+from epim_nas.report.tensorboard import DashboardWriter
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.results import RunResult
+from epim_nas.study.store import TrialStore
+from epim_nas.supernet.scorer import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def search(
+    run: RunConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: list[str] | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Search the designs of a run file, or finish a search that was interrupted.
+
+    Stages: baseline, sensitivity, exact seeds, supernet, trials, finalists, results. Each is kept
+    in the folder, so calling it again with the same arguments goes on where it stopped.
+
+    Args:
+        run: a run file's name or path, or a configuration.
+        out: the run folder; ``runs/NAME`` by default.
+        overrides: ``key.path=value`` changes to a run file.
+        reporter: shows the progress.
+
+    Returns:
+        Everything that the run folder holds.
+
+    Raises:
+        InputError: something in the run file, the data or the folder is wrong.
+        InterruptedRun: interrupted by the user; everything finished is saved.
+    """
+    if isinstance(run, RunConfig):
+        config, folder = run, RunFolder(Path(out) if out is not None else Path("runs") / run.name)
+    else:
+        config, path = resolve_run(str(run), out, overrides)
+        folder = RunFolder(path)
+    with folder.locked():
+        folder.adopt(config)
+        try:
+            return _run(config, folder, reporter or Reporter())
+        except KeyboardInterrupt:
+            raise InterruptedRun(
+                f"interrupted; everything finished is saved in {folder.path}. "
+                "Type the same command to go on."
+            ) from None
+
+
+def resolve_run(
+    run: str, out: str | Path | None = None, overrides: list[str] | None = None
+) -> tuple[RunConfig, Path]:
+    """A run file's configuration and the folder for its results."""
+    config, _ = load_run_config(run, overrides)
+    return config, Path(out) if out is not None else Path("runs") / config.name
+
+
+def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
+    torch.manual_seed(config.seed)
+    setup = Setup.load(config)
+    space = setup.build_space()
+    budget = setup.budget(space)
+    log.info(
+        "network %s: %d layers on crossbars; space %s: 10^%.1f designs (%d dominated choices "
+        "dropped); budget %d crossbars (%.1fx of %d)",
+        setup.network.name,
+        len(setup.network.weighted),
+        space.name,
+        space.log10_size,
+        space.dropped,
+        budget,
+        setup.dense_crossbars / budget,
+        setup.dense_crossbars,
+    )
+    _describe(setup, space, folder)
+
+    baseline = prepare_baseline(setup, folder, reporter)
+    log.info(
+        "baseline: top-1 %.2f %% validation, %.2f %% test",
+        100 * baseline.validation_accuracy,
+        100 * baseline.test_accuracy,
+    )
+    teacher = copy.deepcopy(setup.model)
+    supernet = prepare_supernet(setup, space)
+    sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
+    problem = setup.problem(space, sensitivity, budget)
+    seeds = seeds_of(setup, problem)
+    store = TrialStore(
+        folder.journal, config.objectives, space, {"budget": budget, "seed": config.seed}
+    )
+    write_json(folder.path / "budget.json", {"crossbars": budget})
+    with DashboardWriter(
+        folder.tensorboard, config.name, config.objectives, {"crossbars": budget}, baseline
+    ) as dashboard:
+        for record in store.records():
+            dashboard.add_trial(record)
+        curve = train_supernet(setup, supernet, teacher, problem, seeds, folder, reporter)
+        write_json(folder.path / "supernet.json", curve)
+        for step, loss in curve:
+            dashboard.add_supernet_loss(step, loss)
+        scorer = make_scorer(setup, supernet, teacher)
+        with make_executor(config.executor, scorer) as executor:
+            with timed(folder, "search"):
+                run_trials(setup, problem, seeds, store, executor, reporter, dashboard.add_trial)
+            records = store.records()
+            chosen = choose_finalists(records, config.objectives, config.finalists.count)
+            finetune_finalists(
+                setup, space, chosen, folder, executor, reporter, dashboard.add_finalist
+            )
+        result = load_result(folder)
+        write_results(result, folder, setup.cost, setup.network)
+        knee = next((r for r in result.trials if r.number == result.selected.get("knee")), None)
+        dashboard.finish(
+            result,
+            network=setup.network,
+            cost=setup.cost.evaluate(knee.design) if knee else None,
+            run_folder=str(folder.path),
+        )
+    return result
+
+
+def _describe(setup: Setup, space: SearchSpace, folder: RunFolder) -> None:
+    """Store what turns indices into designs, so that results can be read offline."""
+    save_network(setup.network, folder.network)
+    write_json(folder.space, space.to_dict())
+    write_text(folder.chip, dump_yaml(setup.chip.to_dict()))
+
+
+def make_executor(config: ExecutorConfig, scorer: Scorer) -> Executor:
+    """The executor of a run file."""
+    factory = partial(_identity, scorer)
+    if config.kind == "local":
+        return LocalExecutor(factory)
+    return make_ray_executor(
+        factory,
+        workers=config.workers,
+        cpus=config.cpus,
+        gpus=config.gpus,
+        address=config.address,
+    )
+
+
+def _identity(scorer: Scorer) -> Scorer:
+    return scorer

@@ -1,0 +1,187 @@
+"""Training and measuring one design: what ``finetune`` and ``evaluate`` do."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from epim_nas.data.base import SPLITS
+from epim_nas.epitome.convert import apply_design
+from epim_nas.epitome.design import Design, load_design
+from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.errors import InputError, nearest
+from epim_nas.models.weights import find_weights, load_weights, save_weights
+from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.stages import train_config
+from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
+from epim_nas.supernet.training import train
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 500
+CALIBRATION_IMAGES = 1000
+
+
+def finetune_design(
+    design_file: Path,
+    run: str,
+    *,
+    epochs: int,
+    lr: float | None = None,
+    out: Path | None = None,
+    overrides: list[str] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train one design fully; an interrupted training goes on.
+
+    Args:
+        design_file: the design.
+        run: run file that names network, data and weights.
+        epochs: passes over the training images.
+        lr: peak learning rate; by default that of the run file's finalists.
+        out: folder; ``finetuned/DESIGN`` by default.
+        overrides: changes to the run file.
+        reporter: shows the progress.
+
+    Returns:
+        ``before`` and ``validation_accuracy``, ``test_accuracy``, ``epochs``, ``weights``.
+    """
+    setup, design = _load(design_file, run, overrides)
+    config = setup.config
+    teacher = setup.model
+    model = _start(setup, design)
+    folder = out if out is not None else Path("finetuned") / design_file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _accuracy(setup, model, "validation")
+    training = train_config(config.finalists, config.data.batch_size)
+    steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
+    training = replace(training, steps=epochs * steps_per_epoch, lr=lr or training.lr)
+    checkpoint = folder / "training.state"
+    with (reporter or Reporter()).stage("Fine-tuning", training.steps) as advance:
+        train(
+            model,
+            setup.data,
+            training,
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+            teacher=teacher,
+            checkpoint=checkpoint,
+            progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+        )
+    _recalibrate(setup, model)
+    result = {
+        "before": before,
+        "validation_accuracy": _accuracy(setup, model, "validation"),
+        "test_accuracy": _accuracy(setup, model, "test"),
+        "epochs": epochs,
+        "weights": str(folder / "epitomes.safetensors"),
+    }
+    save_weights(
+        model,
+        folder / "epitomes.safetensors",
+        metadata={name: str(value) for name, value in result.items()},
+    )
+    design.save(folder / "design.yaml")
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def evaluate_design(
+    design_file: Path,
+    run: str,
+    *,
+    weights: Path | None = None,
+    split: str = "test",
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """Accuracy and cost of one design.
+
+    Args:
+        design_file: the design.
+        run: run file that names network, data and weights.
+        weights: its epitomes; without them, the run's network projected onto the design.
+        split: ``validation`` or ``test``.
+        overrides: changes to the run file.
+    """
+    if split not in SPLITS:
+        raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
+    setup, design = _load(design_file, run, overrides, weights_needed=weights is None)
+    if weights is None:
+        model = _start(setup, design)
+    else:
+        model = apply_design(setup.model, design)
+        load_weights(model, weights, field="--weights")
+    score = evaluate(
+        model,
+        setup.data.batches(split, EVALUATION_BATCH),  # type: ignore[arg-type]
+        setup.config.device,
+        setup.config.precision,
+    )
+    metrics = setup.metrics(design)
+    return {
+        "schema": "epim-nas/evaluation@1",
+        "design": str(design_file),
+        "network": design.network,
+        "weights": "projected" if weights is None else str(weights),
+        "split": split,
+        "accuracy": score.accuracy,
+        "loss": score.loss,
+        "images": score.images,
+        "crossbars": int(metrics["crossbars"]),
+        **{k: metrics[k] for k in ("compression", "latency_ns", "energy_nj")},
+    }
+
+
+def _load(
+    design_file: Path, run: str, overrides: list[str] | None, weights_needed: bool = True
+) -> tuple[Setup, Design]:
+    design = load_design(design_file)
+    config, path = load_run_config(run, overrides)
+    setup = Setup.load(config)
+    design.check_fits(setup.network, str(design_file))
+    if weights_needed:
+        source = config.model.weights
+        baseline = RunFolder(path.parent).checkpoints / "baseline.safetensors"
+        if source is not None:
+            load_weights(setup.model, find_weights(source))
+        elif baseline.is_file():  # the run trained its own network and RUN is in its folder
+            load_weights(setup.model, baseline)
+        else:
+            raise InputError(
+                f"{path}: model.weights",
+                "is not given, and the run file is not in a run folder with a trained network",
+                hint="Give RUN as DIR/run.yaml of the search, or set model.weights.",
+            )
+    return setup, design
+
+
+def _start(setup: Setup, design: Design) -> nn.Module:
+    """The projected, calibrated network of a design."""
+    model = apply_design(setup.model, design)
+    images = setup.data.calibration_batches(256, 256, setup.config.seed)[0][0]
+    for module in model.modules():
+        if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
+            module.activation.reset()
+    model.eval()(images)
+    _recalibrate(setup, model)
+    return model
+
+
+def _recalibrate(setup: Setup, model: nn.Module) -> None:
+    batches = setup.data.calibration_batches(
+        CALIBRATION_IMAGES, EVALUATION_BATCH, setup.config.seed + 3
+    )
+    recalibrate_batch_norm(model, batches, setup.config.device, setup.config.precision)
+
+
+def _accuracy(setup: Setup, model: nn.Module, split: str) -> float:
+    batches = setup.data.batches(split, EVALUATION_BATCH)  # type: ignore[arg-type]
+    return evaluate(model, batches, setup.config.device, setup.config.precision).accuracy

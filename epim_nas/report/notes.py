@@ -1,0 +1,111 @@
+"""What a reader has to know beside the numbers: how each was measured, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from epim_nas.study.results import RunResult
+
+_MEASURED = (
+    (
+        "baseline top-1",
+        "the trained network as it is, 32-bit weights; on the search-validation images and, "
+        "separately, on the test images",
+    ),
+    (
+        "top-1 supernet",
+        "the design with the supernet's shared weights, after recalibrating its batch "
+        "normalisation; on the search-validation images; this is what the search optimises",
+    ),
+    (
+        "top-1 fine-tuned",
+        "the design after its own brief fine-tuning; on the search-validation images",
+    ),
+    (
+        "test top-1",
+        "the fine-tuned design, measured once on test images that no step of the search has seen",
+    ),
+    (
+        "crossbars",
+        "counted from the mapping of every layer's epitome onto the chip's crossbars",
+    ),
+    (
+        "compression",
+        "crossbars of the dense network at 32-bit weights over those of the design, split into "
+        "what the epitomes' shapes save and what fewer weight bits save",
+    ),
+    (
+        "latency",
+        "pipelined latency of one inference, computed by the behaviour-level hardware model "
+        "(simulated, not measured on silicon)",
+    ),
+    (
+        "energy",
+        "energy of one inference, computed by the same hardware model",
+    ),
+    (
+        "latency and energy of a layer",
+        "the layer's busy time and its total energy; layers overlap in the pipeline, so their "
+        "latencies do not add up to the network's",
+    ),
+)
+
+
+def measured(result: RunResult) -> list[tuple[str, str]]:
+    """(number, how it was measured) pairs; what the run itself recorded comes last.
+
+    Designs may carry ``provenance["measured"]``, metric -> text; the first design that has it
+    speaks for the run.
+    """
+    rows = list(_MEASURED)
+    rows.append(("baseline weights", result.baseline.weights))
+    for record in result.trials:
+        recorded = record.design.provenance.get("measured")
+        if isinstance(recorded, Mapping):
+            rows += [(str(name), str(text)) for name, text in recorded.items()]
+            break
+    return rows
+
+
+def commands(result: RunResult, folder: str | None = None) -> list[tuple[str, str]]:
+    """(purpose, command) pairs: how to reproduce the run and what to do with it.
+
+    Args:
+        result: the run.
+        folder: the run folder as it should be typed; ``runs/NAME`` by default.
+    """
+    folder = folder or f"runs/{result.name}"
+    run_file = shlex.quote(f"{folder}/run.yaml")
+    quoted = shlex.quote(folder)
+    selection = "knee" if "knee" in result.selected else "best-accuracy"
+    # Only fine-tuned designs have weights of their own.
+    tuned = {finalist.number for finalist in result.finalists}
+    what = "all" if result.selected.get(selection) in tuned else "design"
+    out = shlex.quote(f"{result.name}-{selection}")
+    return [
+        ("run the search again", f"epim-nas search {run_file} --out {quoted}-again"),
+        ("print the front", f"epim-nas pareto {quoted} --json"),
+        ("open the dashboard", f"epim-nas dashboard {quoted}"),
+        (
+            "export the selected design",
+            f"epim-nas export {quoted} --select {selection} --to {what} --out {out}",
+        ),
+        (
+            "train the best design fully",
+            f"epim-nas finetune {shlex.quote(f'{folder}/best.yaml')} --run {run_file}",
+        ),
+    ]
+
+
+def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key named ``seed`` (or ending in ``_seed``) in a configuration, by dotted path."""
+    found: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += seeds(value, f"{path}.")
+        elif str(key) == "seed" or str(key).endswith("_seed"):
+            found.append((path, value))
+    return found

@@ -1,0 +1,219 @@
+"""The front as rows: ``front.csv``, a table for the terminal, markdown for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epim_nas.files import atomic_path
+from epim_nas.study.results import Finalist, RunResult, TrialRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One design (or the baseline) as the tables show it; unmeasured values are None.
+
+    Accuracies are top-1 fractions (0..1). The fields, in order, are the columns of ``front.csv``.
+
+    Attributes:
+        name: ``baseline`` or ``trial N``.
+        trial: number of the trial.
+        origin: exact ``seed`` or ``search``.
+        on_front: whether the trial is on the Pareto front of the supernet's scores.
+        selected: selections that chose it, e.g. ``knee best-energy``.
+        supernet_top1: validation top-1 with the supernet's shared weights.
+        validation_top1: validation top-1 after stand-alone fine-tuning (of the trained network
+            itself for the baseline).
+        test_top1: test top-1 after stand-alone fine-tuning.
+        crossbars: crossbars.
+        compression: dense 32-bit crossbars over these; the product of the next two.
+        shape_compression: the part that the epitomes' shapes save.
+        bits_compression: the part that fewer weight bits save.
+        latency_ns: pipelined latency of one inference.
+        energy_nj: energy of one inference.
+    """
+
+    name: str
+    trial: int | None
+    origin: str
+    on_front: bool
+    selected: str
+    supernet_top1: float | None
+    validation_top1: float | None
+    test_top1: float | None
+    crossbars: int
+    compression: float
+    shape_compression: float
+    bits_compression: float
+    latency_ns: float
+    energy_nj: float
+
+
+def front_rows(result: RunResult) -> tuple[FrontRow, ...]:
+    """The baseline, the front by falling accuracy, then finalists that are not on the front."""
+    trials = {trial.number: trial for trial in result.trials}
+    finalists = {finalist.number: finalist for finalist in result.finalists}
+    rows = [_baseline_row(result)]
+    for number in result.front:
+        rows.append(_design_row(result, trials[number], finalists.get(number), True))
+    for finalist in result.finalists:
+        if finalist.number not in result.front:
+            record = trials.get(finalist.number)
+            rows.append(_design_row(result, record or finalist, finalist, False))
+    return tuple(rows)
+
+
+def _baseline_row(result: RunResult) -> FrontRow:
+    totals = result.baseline.totals
+    return FrontRow(
+        name="baseline",
+        trial=None,
+        origin="dense, 32 bit",
+        on_front=False,
+        selected="",
+        supernet_top1=None,
+        validation_top1=result.baseline.validation_accuracy,
+        test_top1=result.baseline.test_accuracy,
+        crossbars=round(totals["crossbars"]),
+        compression=1.0,
+        shape_compression=1.0,
+        bits_compression=1.0,
+        latency_ns=float(totals["latency_ns"]),
+        energy_nj=float(totals["energy_nj"]),
+    )
+
+
+def _design_row(
+    result: RunResult, record: TrialRecord | Finalist, finalist: Finalist | None, on_front: bool
+) -> FrontRow:
+    metrics = record.metrics
+    crossbars = round(metrics["crossbars"])
+    dense = float(result.baseline.totals["crossbars"])
+    compression = float(metrics.get("compression", dense / crossbars))
+    shape = metrics.get("shape_compression")
+    bits = metrics.get("bits_compression")
+    if shape is None:
+        shape = compression / bits if bits is not None else compression
+    return FrontRow(
+        name=f"trial {record.number}",
+        trial=record.number,
+        origin=record.origin if isinstance(record, TrialRecord) else "refined",
+        on_front=on_front,
+        selected=" ".join(
+            name for name, number in result.selected.items() if number == record.number
+        ),
+        supernet_top1=_optional(metrics.get("accuracy")),
+        validation_top1=finalist.validation_accuracy if finalist else None,
+        test_top1=finalist.test_accuracy if finalist else None,
+        crossbars=crossbars,
+        compression=compression,
+        shape_compression=float(shape),
+        bits_compression=float(bits if bits is not None else compression / shape),
+        latency_ns=float(metrics["latency_ns"]),
+        energy_nj=float(metrics["energy_nj"]),
+    )
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def write_front_csv(result: RunResult, path: str | Path) -> None:
+    """Replace ``path`` by the rows of :func:`front_rows`; unmeasured values are empty cells."""
+    columns = [column.name for column in fields(FrontRow)]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in front_rows(result):
+            writer.writerow([_cell(getattr(row, column)) for column in columns])
+
+
+def _cell(value: object) -> object:
+    # repr keeps every digit of a float, so reading the file gives the same number back.
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def percent(value: float | None) -> str:
+    """A fraction as per cent with two decimals, a dash for None."""
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def millis(value: float) -> str:
+    """Nano-units as milli-units with three significant digits."""
+    scaled = value / 1e6
+    return f"{scaled:#.3g}" if abs(scaled) < 100 else f"{scaled:,.0f}"
+
+
+Column = tuple[str, Callable[[FrontRow], str]]
+
+COLUMNS: tuple[Column, ...] = (
+    ("design", lambda row: row.name),
+    ("top-1 supernet %", lambda row: percent(row.supernet_top1)),
+    ("top-1 fine-tuned %", lambda row: percent(row.validation_top1)),
+    ("test top-1 %", lambda row: percent(row.test_top1)),
+    ("crossbars", lambda row: f"{row.crossbars:,}"),
+    (
+        "compression (shape × bits)",
+        lambda row: (
+            f"{row.compression:.1f}× ({row.shape_compression:.2f} × {row.bits_compression:.2f})"
+        ),
+    ),
+    ("latency ms", lambda row: millis(row.latency_ns)),
+    ("energy mJ", lambda row: millis(row.energy_nj)),
+    ("note", lambda row: _note(row)),
+)
+"""Headings and texts of the table for people."""
+
+
+def _note(row: FrontRow) -> str:
+    notes = [row.selected.replace(" ", ", ")] if row.selected else []
+    if row.trial is None or row.origin != "search":
+        notes.append(row.origin)
+    if row.trial is not None and not row.on_front:
+        notes.append("not on the supernet's front")
+    return ", ".join(notes)
+
+
+def table_cells(rows: Sequence[FrontRow]) -> list[list[str]]:
+    """The texts of :data:`COLUMNS` for every row."""
+    return [[text(row) for _, text in COLUMNS] for row in rows]
+
+
+def rich_table(result: RunResult) -> Table:
+    """The front as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = front_rows(result)
+    table = Table(title=f"Pareto front of {result.name}", title_justify="left")
+    for heading, _ in COLUMNS:
+        left = heading in ("design", "note")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "note")
+    for row, cells in zip(rows, table_cells(rows), strict=True):
+        style = "dim" if row.trial is None else "bold" if "knee" in row.selected else ""
+        # Text, not str: a name from outside must not be read as console markup.
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+def markdown_table(result: RunResult) -> str:
+    """The front as a markdown table."""
+    headings = [heading for heading, _ in COLUMNS]
+    aligns = [":---" if name in ("design", "note") else "---:" for name in headings]
+    lines = [_markdown_line(headings), _markdown_line(aligns)]
+    lines += [_markdown_line(cells) for cells in table_cells(front_rows(result))]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

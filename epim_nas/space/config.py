@@ -1,0 +1,163 @@
+"""The search-space file (``epim-nas/space@1``)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from epim_nas import presets
+from epim_nas.files import load_yaml
+from epim_nas.network.spec import LayerSpec
+from epim_nas.schema import Strict, validate
+
+
+def _size(value: Any) -> Any:
+    """Channels of an epitome: a fraction of the layer's (`1/2`, 0.5, 1.0) or a number (64)."""
+    if isinstance(value, bool):
+        raise ValueError("got a truth value; give a fraction such as `1/2` or a number of channels")
+    if isinstance(value, int):
+        if value == 1:
+            return Fraction(1)
+        if value < 1:
+            raise ValueError(f"got {value}; give at least 1 channel")
+        return value
+    if isinstance(value, (float, str)):
+        try:
+            fraction = Fraction(value).limit_denominator(4096)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError(f"got `{value}`; give a fraction such as `1/2` or a number") from None
+        if not 0 < fraction <= 1:
+            raise ValueError(f"got `{value}`; a fraction is larger than 0 and at most 1")
+        return fraction
+    return value
+
+
+Size = Annotated[int | Fraction, pydantic.BeforeValidator(_size)]
+"""Channels: a :class:`~fractions.Fraction` of the layer's, or an absolute number."""
+
+Bits = Annotated[int, pydantic.Field(ge=2, le=32)]
+
+
+class EpitomeChoices(Strict):
+    """Sizes of epitomes; every combination that is smaller than the layer's weight is a choice.
+
+    Attributes:
+        out_channels: output channels Oe. 1 is the whole layer; ``1/2`` half of it; 64 is 64.
+        in_channels: input channels Ie, likewise.
+        growth: rows and columns that the epitome has more than the kernel.
+        wrap: whether output slabs share the patches of the first.
+    """
+
+    out_channels: list[Size] = pydantic.Field(default=[Fraction(1)], min_length=1)
+    in_channels: list[Size] = pydantic.Field(default=[Fraction(1)], min_length=1)
+    growth: list[Annotated[int, pydantic.Field(ge=0, le=16)]] = pydantic.Field(
+        default=[0], min_length=1
+    )
+    wrap: list[bool] = pydantic.Field(default=[False], min_length=1)
+
+
+class LayerChoices(Strict):
+    """The choices of a layer.
+
+    Attributes:
+        dense: whether the layer may stay a dense convolution.
+        epitome: sizes of epitomes, None for none.
+        weight_bits: bits of a weight.
+        activation_bits: bits of the layer's input.
+    """
+
+    dense: bool = True
+    epitome: EpitomeChoices | None = None
+    weight_bits: list[Bits] = pydantic.Field(default=[9], min_length=1)
+    activation_bits: list[Bits] = pydantic.Field(default=[9], min_length=1)
+
+
+class Rule(Strict):
+    """Overrides for the layers that it matches (all given conditions must hold).
+
+    Attributes:
+        layers: pattern of the layer's name (``*`` and ``?`` match anything), or several.
+        type: ``conv`` or ``fc``.
+        position: ``first`` or ``last``: the first or last layer with a weight.
+        kernel: height of the kernel.
+        grouped: whether the convolution has groups (depthwise included).
+        max_weights: largest number of weights.
+        dense: see :class:`LayerChoices`.
+        epitome: see :class:`LayerChoices`; the string ``none`` forbids epitomes.
+        weight_bits: see :class:`LayerChoices`.
+        activation_bits: see :class:`LayerChoices`.
+    """
+
+    layers: str | list[str] | None = None
+    type: Literal["conv", "fc"] | None = None
+    position: Literal["first", "last"] | None = None
+    kernel: int | None = None
+    grouped: bool | None = None
+    max_weights: int | None = None
+    dense: bool | None = None
+    epitome: EpitomeChoices | Literal["none"] | None = None
+    weight_bits: list[Bits] | None = pydantic.Field(default=None, min_length=1)
+    activation_bits: list[Bits] | None = pydantic.Field(default=None, min_length=1)
+
+    @property
+    def patterns(self) -> list[str]:
+        """The name patterns."""
+        if self.layers is None:
+            return []
+        return [self.layers] if isinstance(self.layers, str) else self.layers
+
+    def applied(self, choices: LayerChoices) -> LayerChoices:
+        """``choices`` with this rule's overrides."""
+        changes: dict[str, Any] = {}
+        for name in ("dense", "weight_bits", "activation_bits"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        if self.epitome is not None:
+            changes["epitome"] = None if self.epitome == "none" else self.epitome
+        return choices.model_copy(update=changes)
+
+    def matches(self, layer: LayerSpec, name_matches: bool, position: str | None) -> bool:
+        """Whether every given condition holds for ``layer``."""
+        out_channels, in_channels, height, width = layer.weight_shape
+        weights = out_channels * in_channels * height * width
+        return (
+            (not self.patterns or name_matches)
+            and (self.type is None or layer.type == self.type)
+            and (self.position is None or position == self.position)
+            and (self.kernel is None or height == self.kernel)
+            and (self.grouped is None or (layer.groups > 1) == self.grouped)
+            and (self.max_weights is None or weights <= self.max_weights)
+        )
+
+
+class SpaceConfig(Strict):
+    """A search space: defaults, rules that refine them in order, and ties.
+
+    Attributes:
+        name: name of the space.
+        description: what it is for.
+        defaults: the choices of every layer.
+        rules: overrides; a later rule wins.
+        ties: each a list of patterns; all layers that match one share their choice.
+        drop_dominated: drop choices that another choice of the layer beats at no cost.
+    """
+
+    schema_: Literal["epim-nas/space@1"] = pydantic.Field(alias="schema")
+    name: str
+    description: str = ""
+    defaults: LayerChoices = LayerChoices()
+    rules: list[Rule] = pydantic.Field(default_factory=list)
+    ties: list[list[str]] = pydantic.Field(default_factory=list)
+    drop_dominated: bool = True
+
+
+def load_space_config(name_or_path: str, field: str = "--space") -> SpaceConfig:
+    """Read a search space by the name of a preset or by its path.
+
+    Raises:
+        InputError: no such file, or a wrong field in it.
+    """
+    path = presets.find("search_spaces", name_or_path, field)
+    return validate(SpaceConfig, load_yaml(path), str(path))

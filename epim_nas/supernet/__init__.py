@@ -1,0 +1,1 @@
+"""Accuracy: sensitivity, the weight-sharing supernet, training, recalibration, evaluation."""

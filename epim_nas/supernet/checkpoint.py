@@ -1,0 +1,111 @@
+"""The file that an interrupted training goes on from."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from epim_nas.errors import InputError
+from epim_nas.files import atomic_path
+
+FORMAT = "epim-nas/training@1"
+
+
+@dataclass
+class TrainState:
+    """Where a training is.
+
+    Attributes:
+        step: optimizer steps done.
+        curve: (step, mean loss of the steps since the point before).
+        pending: losses since the last point of the curve.
+    """
+
+    step: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+
+    def record(self, loss: float, every: int, last_step: int) -> None:
+        """Count one step and its loss; a point joins the curve ``every`` steps and at the end."""
+        self.step += 1
+        self.pending.append(loss)
+        if self.step % every == 0 or self.step == last_step:
+            self.curve.append((self.step, sum(self.pending) / len(self.pending)))
+            self.pending.clear()
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, identity: str
+) -> None:
+    """Replace ``path`` atomically by the state of a training.
+
+    Args:
+        path: the file; ``torch.load(path, weights_only=True)`` reads it.
+        model: the model.
+        optimizer: its optimizer.
+        state: where the training is.
+        identity: digest of everything that determines the training.
+    """
+    content = {
+        "format": FORMAT,
+        "identity": identity,
+        "step": state.step,
+        "curve": list(state.curve),
+        "pending": list(state.pending),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
+) -> TrainState:
+    """Put ``model`` and ``optimizer`` into the state stored in ``path``.
+
+    Raises:
+        InputError: the file is damaged, no checkpoint, or belongs to another training.
+    """
+    hint = "Remove the file to train from the beginning."
+    content = read_checkpoint(path)
+    if content["identity"] != identity:
+        raise InputError(
+            str(path),
+            "belongs to another training (its settings, data, seed or model differ)",
+            "the checkpoint of this training",
+            hint,
+        )
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(
+            str(path), f"does not fit the model: {str(error).splitlines()[0]}", hint=hint
+        ) from None
+    curve = [(int(step), float(loss)) for step, loss in content["curve"]]
+    return TrainState(int(content["step"]), curve, [float(loss) for loss in content["pending"]])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors on the CPU.
+
+    Raises:
+        InputError: the file is missing, damaged or no checkpoint of a training.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        # torch's own message has many lines about unsafe loading, which is never right here.
+        reason = error.strerror if isinstance(error, OSError) else "damaged, or not of torch"
+        raise InputError(
+            str(path), f"cannot be read: {reason}", hint="Remove it to train from the beginning."
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(str(path), "is not a checkpoint of a training", f"format `{FORMAT}`")
+    return content

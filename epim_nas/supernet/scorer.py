@@ -1,0 +1,133 @@
+"""Scoring designs on the supernet, and training one of them on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from epim_nas.data.base import Data
+from epim_nas.models.weights import save_weights
+from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.supernet import Supernet
+from epim_nas.supernet.training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How a design is measured.
+
+    Attributes:
+        batch_size: images in a batch.
+        calibration_images: augmented training images for batch-norm recalibration.
+        validation_images: search-validation images, None for all.
+        device: torch device.
+        precision: see :func:`~epim_nas.supernet.evaluation.autocast`.
+        seed: seed of the calibration images.
+    """
+
+    batch_size: int
+    calibration_images: int
+    validation_images: int | None
+    device: str
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A design that was trained on its own.
+
+    Attributes:
+        steps: steps it was trained.
+        before: search-validation top-1 before training (recalibrated).
+        validation_accuracy: search-validation top-1 of the kept weights.
+        test_accuracy: test top-1 of the kept weights.
+        curve: (step, loss) samples.
+    """
+
+    steps: int
+    before: float
+    validation_accuracy: float
+    test_accuracy: float
+    curve: tuple[tuple[int, float], ...]
+
+
+class Scorer:
+    """Measures designs with a trained supernet. Picklable: executors send it to their workers.
+
+    Args:
+        supernet: the supernet.
+        teacher: the float network, to distil from in fine-tuning.
+        data: the images.
+        settings: how to measure.
+    """
+
+    def __init__(
+        self, supernet: Supernet, teacher: nn.Module, data: Data, settings: ScoreSettings
+    ) -> None:
+        self._supernet = supernet
+        self._teacher = teacher
+        self._data = data
+        self._settings = settings
+        self._calibration = data.calibration_batches(
+            settings.calibration_images, settings.batch_size, settings.seed
+        )
+
+    def score(self, row: Sequence[int]) -> Score:
+        """Search-validation accuracy of a design: switch, recalibrate, measure."""
+        with self._supernet.selected(row):
+            return self._measure(self._supernet, "validation")
+
+    def finetune(
+        self, row: Sequence[int], config: TrainConfig, seed: int, checkpoint: str, weights: str
+    ) -> FinetuneResult:
+        """Train a design on its own, from the supernet's weights, distilling the float network.
+
+        The better of before and after on the search-validation images is kept: a brief training
+        at too high a rate can cost a good design some points. The test images are used once, on
+        what is kept.
+
+        Args:
+            row: the design.
+            config: how to train.
+            seed: seed of the training.
+            checkpoint: file of the training's state; it is resumed where there is one.
+            weights: file for the resulting epitomes (safetensors).
+        """
+        model = self._supernet.extract(row)
+        before = self._measure(model, "validation").accuracy
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        result = train(
+            model,
+            self._data,
+            config,
+            seed=seed,
+            device=self._settings.device,
+            precision=self._settings.precision,
+            teacher=self._teacher,
+            checkpoint=Path(checkpoint),
+        )
+        after = self._measure(model, "validation").accuracy
+        if after < before:
+            model.load_state_dict(start)
+        test = self._evaluate(model, "test")
+        save_weights(model, weights, metadata={"validation_accuracy": f"{max(after, before):.4f}"})
+        Path(checkpoint).unlink(missing_ok=True)
+        return FinetuneResult(result.steps, before, max(after, before), test.accuracy, result.curve)
+
+    def _measure(self, model: nn.Module, split: str) -> Score:
+        recalibrate_batch_norm(
+            model, self._calibration, self._settings.device, self._settings.precision
+        )
+        return self._evaluate(model, split)
+
+    def _evaluate(self, model: nn.Module, split: str) -> Score:
+        settings = self._settings
+        limit = settings.validation_images if split == "validation" else None
+        batches = self._data.batches(split, settings.batch_size, limit)  # type: ignore[arg-type]
+        with torch.no_grad():
+            return evaluate(model, batches, settings.device, settings.precision)

@@ -1,0 +1,157 @@
+"""The weight-sharing supernet: one set of dense weights, every choice a projection of them.
+
+A choice's weight is ``expand(quantize(project(W)))``, so an untrained supernet is exactly the
+pretrained network under each design, and a training step of one design moves all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from epim_nas.epitome.convert import apply_design
+from epim_nas.epitome.design import Choice
+from epim_nas.epitome.layers import _EpitomeLayer, epitome_conv2d, epitome_linear
+from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
+from epim_nas.epitome.sampling import project
+from epim_nas.network.spec import Network
+from epim_nas.space.space import SearchSpace
+
+
+class SuperLayer(nn.Module):
+    """A convolution or linear layer that can take any of its choices.
+
+    Attributes:
+        dense: the layer with the shared dense weight.
+        choices: what it can be.
+        active: index of the current choice, None for the dense floating-point layer.
+        activations: one input quantizer per number of bits.
+    """
+
+    def __init__(
+        self, dense: nn.Conv2d | nn.Linear, choices: Sequence[Choice], plans: list
+    ) -> None:
+        super().__init__()
+        self.dense = dense
+        self.choices = tuple(choices)
+        self.plans = plans
+        self.active: int | None = None
+        bits = sorted({c.activation_bits for c in choices if c.activation_bits is not None})
+        self.activations = nn.ModuleDict({str(b): ActivationQuantizer(b) for b in bits})
+
+    def epitome(self, index: int) -> Tensor:
+        """(Oe, Ie, He, We) of a choice, quantized; differentiable in the dense weight."""
+        plan = self.plans[index]
+        weight = self.dense.weight.reshape(plan.conv_shape)
+        return quantize_weight(project(weight, plan), self.choices[index].weight_bits)
+
+    def quantize_input(self, x: Tensor, index: int) -> Tensor:
+        """The layer's input as a choice sees it."""
+        bits = self.choices[index].activation_bits
+        return x if bits is None else self.activations[str(bits)](x)
+
+    def run(self, x: Tensor, index: int) -> Tensor:
+        """The layer's output under a choice, for an input that is quantized already."""
+        epitome, plan = self.epitome(index), self.plans[index]
+        if isinstance(self.dense, nn.Conv2d):
+            return epitome_conv2d(self.dense, x, epitome, plan)
+        return epitome_linear(self.dense.bias, x, epitome, plan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output under the active choice."""
+        if self.active is None:
+            return self.dense(x)
+        return self.run(self.quantize_input(x, self.active), self.active)
+
+
+class Supernet(nn.Module):
+    """A network in which every layer of a search space is a :class:`SuperLayer`.
+
+    Args:
+        model: the trained dense network; it is copied.
+        network: its traced geometry.
+        space: the search space; its layers are module paths of ``model``.
+    """
+
+    def __init__(self, model: nn.Module, network: Network, space: SearchSpace) -> None:
+        super().__init__()
+        self.space = space
+        self.model = copy.deepcopy(model)
+        self.layers: dict[str, SuperLayer] = {}
+        for name, choices in space.layer_choices.items():
+            module = self.model.get_submodule(name)
+            assert isinstance(module, (nn.Conv2d, nn.Linear)), name
+            plans = [choice.plan(network[name]) for choice in choices]
+            layer = SuperLayer(module, choices, plans)
+            self.layers[name] = layer
+            parent, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), last, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output under the selected design."""
+        output: Tensor = self.model(x)
+        return output
+
+    def select(self, row: Sequence[int] | None) -> None:
+        """Switch to a design (a row of the space), or to the dense float network (None)."""
+        for position, group in enumerate(self.space.groups):
+            for name in group.layers:
+                self.layers[name].active = None if row is None else row[position]
+
+    @contextmanager
+    def selected(self, row: Sequence[int] | None) -> Iterator[Supernet]:
+        """Select a design within a ``with`` block."""
+        before = {name: layer.active for name, layer in self.layers.items()}
+        self.select(row)
+        try:
+            yield self
+        finally:
+            for name, layer in self.layers.items():
+                layer.active = before[name]
+
+    @torch.no_grad()
+    def calibrate_activations(self, images: Tensor) -> None:
+        """Set the steps of all input quantizers from the float network's activations.
+
+        Args:
+            images: (N, C, H, W), augmented training images.
+        """
+
+        def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, SuperLayer)
+            for quantizer in layer.activations.values():
+                assert isinstance(quantizer, ActivationQuantizer)
+                quantizer.calibrate(inputs[0])
+
+        training = self.training
+        hooks = [layer.register_forward_pre_hook(observe) for layer in self.layers.values()]
+        try:
+            with self.selected(None):
+                self.eval()(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.train(training)
+
+    def extract(self, row: Sequence[int]) -> nn.Module:
+        """The stand-alone network of a design, started from the supernet's weights."""
+        dense = copy.deepcopy(self.model)
+        for name in self.layers:
+            layer = dense.get_submodule(name)
+            assert isinstance(layer, SuperLayer)
+            parent, _, last = name.rpartition(".")
+            setattr(dense.get_submodule(parent), last, layer.dense)
+        model = apply_design(dense, self.space.design(row), inplace=True)
+        choices: Mapping[str, Choice] = self.space.design(row).choices
+        for name, choice in choices.items():
+            layer = model.get_submodule(name)
+            if choice.activation_bits is not None:
+                assert isinstance(layer, _EpitomeLayer)
+                assert layer.activation is not None
+                source = self.layers[name].activations[str(choice.activation_bits)]
+                layer.activation.load_state_dict(source.state_dict())
+        return model

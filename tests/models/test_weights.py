@@ -1,0 +1,201 @@
+"""Checkpoints: what is read, what is refused, and that nothing is loaded by half."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from epim_nas.errors import InputError
+from epim_nas.models import build_model, find_weights, load_weights, save_weights, weight_names
+from epim_nas.models.weights import read_metadata
+
+
+def net(classes: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, classes))
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, b.state_dict()[key]) for key, x in a.state_dict().items())
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(3)
+    model = net()
+    model[1].running_mean.copy_(torch.rand(4))
+    model[1].num_batches_tracked.fill_(7)
+    return model
+
+
+def test_safetensors_round_trip_with_metadata(tmp_path, trained):
+    path = tmp_path / "sub" / "w.safetensors"
+    save_weights(trained, path, {"top1": 0.5, "data": "toy"})
+    other = net()
+    load_weights(other, path)
+    assert equal(trained, other)
+    assert read_metadata(path) == {"top1": "0.5", "data": "toy"}
+    assert os.listdir(path.parent) == ["w.safetensors"]
+    save_weights(net().state_dict(), path)
+    assert read_metadata(path) == {}
+
+
+def test_shared_tensors_are_written(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_weights(model, tmp_path / "w.safetensors")
+    other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    load_weights(other, tmp_path / "w.safetensors")
+    assert torch.equal(other[1].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_torch_checkpoints(tmp_path, trained, key, prefix):
+    state = {prefix + name: value for name, value in trained.state_dict().items()}
+    torch.save({key: state, "epoch": 3} if key else state, tmp_path / "w.pt")
+    other = net()
+    load_weights(other, tmp_path / "w.pt")
+    assert equal(trained, other)
+
+
+def test_the_old_torch_format_is_read(tmp_path, trained):
+    torch.save(trained.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    other = net()
+    load_weights(other, tmp_path / "w.pth")
+    assert equal(trained, other)
+
+
+def test_a_model_with_a_part_named_module_keeps_its_names(tmp_path):
+    model = nn.Sequential()
+    model.add_module("module", nn.Linear(2, 2))
+    save_weights(model, tmp_path / "w.safetensors")
+    other = nn.Sequential()
+    other.add_module("module", nn.Linear(2, 2))
+    load_weights(other, tmp_path / "w.safetensors")
+    assert equal(model, other)
+
+
+def test_batch_counters_may_be_missing(tmp_path, trained):
+    state = trained.state_dict()
+    del state["1.num_batches_tracked"]
+    save_weights(state, tmp_path / "w.safetensors")
+    other = net()
+    load_weights(other, tmp_path / "w.safetensors")
+    assert torch.equal(other[1].running_mean, trained[1].running_mean)
+    assert other[1].num_batches_tracked == 0
+
+
+def test_the_models_number_type_is_kept(tmp_path, trained):
+    save_weights(trained, tmp_path / "w.safetensors")
+    other = net().double()
+    load_weights(other, tmp_path / "w.safetensors")
+    assert other[0].weight.dtype == torch.float64
+    assert torch.equal(other[0].weight, trained[0].weight.double())
+
+
+def changed(state, **changes):
+    state = {key: value.clone() for key, value in state.items()}
+    for key, value in changes.items():
+        if value is None:
+            del state[key.replace("_", ".")]
+        else:
+            state[key.replace("_", ".")] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"0_weight": None}, "1 missing (0.weight)"),
+        ({"5_weight": torch.zeros(1)}, "1 unexpected (5.weight)"),
+        ({"0_bias": None, "9_bias": torch.zeros(4)}, "1 missing (0.bias) and 1 unexpected"),
+        ({"2_weight": torch.zeros(5, 4)}, "`2.weight` has shape (5, 4)"),
+        ({"2_bias": torch.tensor([0.0, float("nan"), 0.0])}, "`2.bias` contains NaN"),
+        ({"2_bias": torch.tensor([0.0, float("inf"), 0.0])}, "`2.bias` contains NaN or inf"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_checkpoints_that_do_not_fit_change_nothing(tmp_path, trained, changes, said, suffix):
+    path = tmp_path / f"w.{suffix}"
+    state = changed(trained.state_dict(), **changes)
+    save_weights(state, path) if suffix == "safetensors" else torch.save(state, path)
+    model = net()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_weights(model, path, field="run.yaml: model.weights")
+    assert said in caught.value.problem
+    assert caught.value.field.startswith("run.yaml: model.weights")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, write in (
+        ("zip.pt", lambda path: torch.save({"state_dict": Bomb()}, path)),
+        ("module.pt", lambda path: torch.save(net(), path)),
+        ("plain.pkl", lambda path: path.write_bytes(pickle.dumps(Bomb()))),
+    ):
+        write(tmp_path / name)
+        with pytest.raises(InputError, match="execute code"):
+            load_weights(net(), tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path, trained):
+    save_weights(trained, tmp_path / "w.safetensors")
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.pt").write_text("hello, this is not a checkpoint\n")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "other.pt")
+    for name, said in (
+        ("cut_w.safetensors", "damaged"),
+        ("cut_w.pt", "not a checkpoint"),
+        ("text.pt", "not a checkpoint"),
+        ("empty.pt", "not a checkpoint"),
+        ("list.pt", "no state dict but a list"),
+        ("other.pt", "no state dict but the keys `epoch`, `loss`"),
+        ("none.pt", "no such file"),
+        (".", "is a folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_weights(net(), tmp_path / name)
+        assert said in caught.value.problem, name
+        assert "\n" not in str(caught.value)
+
+
+def test_names_and_paths_of_weights(tmp_path, monkeypatch, trained):
+    monkeypatch.setattr("epim_nas.models.weights._FOLDER", tmp_path / "shipped")
+    save_weights(trained, tmp_path / "shipped" / "toy_net.safetensors")
+    save_weights(trained, tmp_path / "run" / "own.safetensors")
+    assert weight_names() == ["toy_net"]
+    assert find_weights("toy_net") == tmp_path / "shipped" / "toy_net.safetensors"
+    own = find_weights("own.safetensors", relative_to=tmp_path / "run")
+    assert own == tmp_path / "run" / "own.safetensors"
+    load_weights(net(), "toy_net")
+    with pytest.raises(InputError, match="Did you mean `toy_net`"):
+        find_weights("toynet")
+    with pytest.raises(InputError, match="no such file"):
+        find_weights("own.safetensors")
+
+
+def test_resnet20_takes_the_names_of_public_checkpoints(tmp_path):
+    # akamaster/pytorch_resnet_cifar10: no shortcut weights, `linear` as the classifier.
+    model = build_model("resnet20", in_channels=3, num_classes=10)
+    names = {key.rpartition(".")[0] for key in model.state_dict()}
+    blocks = {f"layer{i}.{j}.{part}{k}" for i in (1, 2, 3) for j in (0, 1, 2)
+              for part in ("conv", "bn") for k in (1, 2)}  # fmt: skip
+    assert names == blocks | {"conv1", "bn1", "linear"}

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams import metadata
+from tests_report_helpers import network_cost
+
+from epim_nas.errors import InputError
+from epim_nas.network.spec import Network
+from epim_nas.report.events import RunEvents, write_run
+from epim_nas.report.figures import PNG_SIGNATURE
+from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
+from epim_nas.report.tensorboard import DashboardWriter
+from epim_nas.study.results import RunResult
+
+
+def writer(folder: Path, result: RunResult, **options: Any) -> DashboardWriter:
+    return DashboardWriter(
+        folder, result.name, result.objectives, result.budget, result.baseline, **options
+    )
+
+
+def read(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
+    )
+    accumulator.Reload()
+    return accumulator
+
+
+def runs_of(folder: Path) -> set[str]:
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    return set(multiplexer.Runs())
+
+
+def hparams_of(folder: Path) -> list[dict[str, Any]]:
+    """The hparams of every session start in a run."""
+    found = []
+    content = read(folder).PluginTagToContent(metadata.PLUGIN_NAME)
+    for tag, data in content.items():
+        if tag == metadata.SESSION_START_INFO_TAG:
+            start = metadata.parse_session_start_info_plugin_data(data)
+            found.append(
+                {
+                    name: value.number_value
+                    if value.HasField("number_value")
+                    else value.string_value
+                    for name, value in start.hparams.items()
+                }
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def dashboard(
+    tmp_path_factory: pytest.TempPathFactory, result: RunResult, network: Network
+) -> Path:
+    folder = tmp_path_factory.mktemp("dashboard")
+    with writer(folder, result) as board:
+        for record in result.trials:
+            board.add_trial(record)
+        selected = result.trials[result.selected["knee"]]
+        board.finish(result, network=network, cost=network_cost(network, selected.design))
+    return folder
+
+
+def test_runs_of_the_dashboard(dashboard: Path, result: RunResult) -> None:
+    expected = {f"trials/{t.number:04d}" for t in result.trials}
+    expected |= {f"finalists/{f.number:04d}" for f in result.finalists}
+    assert runs_of(dashboard) == expected | {"search", "supernet", "result"}
+
+
+def test_one_hparams_row_per_trial_with_its_numbers(dashboard: Path, result: RunResult) -> None:
+    for record in result.trials:
+        folder = dashboard / f"trials/{record.number:04d}"
+        (row,) = hparams_of(folder)
+        assert row["origin"] == record.origin
+        assert row["feasible"] == ("yes" if record.feasible else "no")
+        assert row["accuracy"] == pytest.approx(record.metrics["accuracy"])
+        assert row["latency_ms"] == pytest.approx(record.metrics["latency_ns"] / 1e6)
+        choices = record.design.choices.values()
+        assert row["epitome_layers"] == sum(c.shape is not None for c in choices)
+        assert row["mean_weight_bits"] == pytest.approx(
+            sum(c.weight_bits or 32 for c in choices) / len(choices)
+        )
+        scalars = read(folder)
+        (point,) = scalars.Scalars("result/energy_mj")
+        assert point.value == pytest.approx(record.metrics["energy_nj"] / 1e6)
+        assert point.wall_time == record.finished_at
+
+
+def test_curves_of_the_search(dashboard: Path, result: RunResult) -> None:
+    search = read(dashboard / "search")
+    box = ReferenceBox.from_baseline(result.baseline.totals, result.objectives)
+    expected = [volume for _, volume in hypervolume_over_trials(result.trials, box)]
+    points = search.Scalars("hypervolume/over_trials")
+    assert [point.step for point in points] == list(range(1, len(result.trials) + 1))
+    assert [point.value for point in points] == pytest.approx(expected)
+    last = search.Scalars("hypervolume/over_seconds")[-1]
+    first = result.trials[0]
+    assert last.step == round(result.trials[-1].finished_at - first.finished_at + first.seconds)
+    limit = result.budget["crossbars"]
+    for fraction in (1.0, 0.75, 0.5):
+        within = [
+            t.metrics["accuracy"] for t in result.trials
+            if t.feasible and t.metrics["crossbars"] <= fraction * limit
+        ]  # fmt: skip
+        assert within
+        best = search.Scalars(f"best_accuracy/within_{int(fraction * limit)}_crossbars")
+        assert best[-1].value == pytest.approx(max(within))
+
+
+def test_figures_texts_and_training_curves(dashboard: Path, result: RunResult) -> None:
+    assert [image.step for image in read(dashboard / "search").Images("front")] == [25]
+    final = read(dashboard / "result")
+    assert set(final.Tags()["images"]) == {"front", "selected_design/layers"}
+    for tag in final.Tags()["images"]:
+        (image,) = final.Images(tag)
+        assert image.encoded_image_string.startswith(PNG_SIGNATURE)
+        assert image.width > 500
+    (page,) = final.Tensors("front/text_summary")
+    text = page.tensor_proto.string_val[0].decode()
+    for number in result.front:
+        assert f"trial {number} " in text
+    (page,) = final.Tensors("commands/text_summary")
+    assert b"epim-nas pareto runs/demo --json" in page.tensor_proto.string_val[0]
+    loss = read(dashboard / "supernet").Scalars("training/loss")
+    assert [(p.step, pytest.approx(p.value)) for p in loss] == list(result.supernet_curve)
+    finalist = result.finalists[0]
+    tuned = read(dashboard / f"finalists/{finalist.number:04d}")
+    assert len(tuned.Scalars("training/loss")) == len(finalist.curve)
+    assert tuned.Scalars("finalist/test_top1")[0].value == pytest.approx(finalist.test_accuracy)
+
+
+def test_resumed_run_has_nothing_twice(
+    tmp_path: Path, make_result: Callable[..., RunResult]
+) -> None:
+    """Two interrupted attempts and a whole one leave what one uninterrupted run leaves."""
+    result = make_result(count=16, finalists=1)
+    plain, resumed = tmp_path / "plain", tmp_path / "resumed"
+    with writer(plain, result, figure_every=10) as board:
+        board.finish(result)
+    for count in (4, 11, len(result.trials)):
+        with writer(resumed, result, figure_every=10) as board:
+            for record in result.trials[:count]:
+                board.add_trial(record)
+                board.add_trial(record)
+            for step, loss in result.supernet_curve[:count]:
+                board.add_supernet_loss(step, loss)
+            if count == len(result.trials):
+                board.finish(result)
+    assert runs_of(resumed) == runs_of(plain)
+    for run in ("search", "supernet", "result"):
+        one, other = read(plain / run), read(resumed / run)
+        assert one.Tags() == other.Tags()
+        for tag in one.Tags()["scalars"]:
+            assert [(p.step, p.value) for p in one.Scalars(tag)] == [
+                (p.step, p.value) for p in other.Scalars(tag)
+            ]
+        for tag in one.Tags()["images"]:
+            assert len(one.Images(tag)) == len(other.Images(tag))
+    for record in result.trials:
+        folder = resumed / f"trials/{record.number:04d}"
+        assert len(list(folder.iterdir())) == 1
+        assert len(hparams_of(folder)) == 1
+
+
+def test_half_written_record_does_not_stop_a_resume(tmp_path: Path) -> None:
+    with RunEvents(tmp_path) as run:
+        for step in range(5):
+            run.scalar("loss", 1.0 / (step + 1), step)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-7])
+    with RunEvents(tmp_path) as run:
+        assert run.has("loss", 3)
+        assert not run.has("loss", 4)
+        assert not run.scalar("loss", 0.25, 3)
+        assert run.scalar("loss", 0.2, 4)
+    assert [point.step for point in read(tmp_path).Scalars("loss")] == [0, 1, 2, 3, 4]
+
+
+def test_interrupted_write_leaves_no_event_file(tmp_path: Path) -> None:
+    def failing() -> Any:
+        yield from ()
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_run(tmp_path / "trials/0001", failing())
+    assert list((tmp_path / "trials/0001").iterdir()) == []
+
+
+def test_without_matplotlib_one_warning_and_no_figures(
+    tmp_path: Path, result: RunResult, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with caplog.at_level(logging.WARNING), writer(tmp_path, result, figure_every=5) as board:
+        board.finish(result)
+    assert [record.name for record in caplog.records] == ["epim_nas.report.tensorboard"]
+    assert "pip install 'epim_nas[plot]'" in caplog.text
+    assert read(tmp_path / "result").Tags()["images"] == []
+    assert len(read(tmp_path / "search").Scalars("hypervolume/over_trials")) == len(result.trials)
+
+
+def test_baseline_without_a_cost_is_refused(tmp_path: Path, result: RunResult) -> None:
+    with pytest.raises(InputError, match=r"baseline\.totals\.area_um2"):
+        DashboardWriter(tmp_path, "x", ("accuracy", "area_um2"), {}, result.baseline)

@@ -1,0 +1,123 @@
+"""The durable store: nothing finished is lost, whatever is cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from epim_nas import InputError
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.store import STUDY_NAME, Pending, TrialStore, open_journal
+
+OBJECTIVES = ("accuracy", "latency_ns")
+
+
+def open_store(path: Path, problem: SearchProblem, **settings: object) -> TrialStore:
+    return TrialStore(path / "study.journal", OBJECTIVES, problem.space, settings or None)
+
+
+def add(store: TrialStore, problem: SearchProblem, number: int, accuracy: float = 0.5) -> None:
+    row = tuple((number + g) % 10 for g in range(8))
+    pending = Pending(number, row, "seed" if number < 2 else "search")
+    store.begin(pending)
+    store.add(
+        pending,
+        {"accuracy": accuracy, "latency_ns": 10.0 + number, "crossbars": 5.0},
+        constraints={"crossbars": float(number - 3)},
+        finished_at=1000.0 + number,
+        seconds=0.5,
+    )
+
+
+def test_stock_optuna_opens_the_journal(tmp_path: Path, problem: SearchProblem) -> None:
+    store = open_store(tmp_path, problem)
+    for number in range(6):
+        add(store, problem, number, 0.5 + 0.01 * number)
+    study = optuna.load_study(
+        study_name=STUDY_NAME, storage=open_journal(tmp_path / "study.journal")
+    )
+    assert [trial.values for trial in study.trials] == [
+        [0.5 + 0.01 * n, 10.0 + n] for n in range(6)
+    ]
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == list(OBJECTIVES)
+    assert study.trials[5].constraints == {"crossbars": 2.0}
+    assert all(trial.constraints["crossbars"] <= 0 for trial in study.best_trials)
+
+
+def test_records_come_back_with_their_designs(tmp_path: Path, problem: SearchProblem) -> None:
+    store = open_store(tmp_path, problem)
+    add(store, problem, 0)
+    add(store, problem, 5)
+    first, second = open_store(tmp_path, problem).records()
+    assert first.origin == "seed"
+    assert second.origin == "search"
+    assert first.feasible
+    assert not second.feasible
+    assert second.metrics["latency_ns"] == 15.0
+    assert problem.space.row(second.design) == tuple((5 + g) % 10 for g in range(8))
+    assert second.finished_at == 1005.0
+
+
+def test_what_was_in_flight_is_left_over_once(tmp_path: Path, problem: SearchProblem) -> None:
+    store = open_store(tmp_path, problem)
+    add(store, problem, 0)
+    for number in (1, 2):
+        store.begin(Pending(number, (number,) * 8, "search"))
+    reopened = open_store(tmp_path, problem)
+    assert [p.asked for p in reopened.left_over()] == [1, 2]
+    assert reopened.left_over()[0].row == (1,) * 8
+    for pending in reopened.left_over():
+        reopened.begin(pending)
+    add(reopened, problem, 1)
+    assert [p.asked for p in open_store(tmp_path, problem).left_over()] == [2]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_a_torn_last_line_is_cut(tmp_path: Path, problem: SearchProblem, cut: int) -> None:
+    store = open_store(tmp_path, problem)
+    for number in range(3):
+        add(store, problem, number)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    reopened = open_store(tmp_path, problem)
+    assert len(reopened.records()) >= 2
+    add(reopened, problem, 7)
+    assert len(open_store(tmp_path, problem).records()) == len(reopened.records())
+
+
+def test_a_lock_of_a_dead_writer_does_not_block(tmp_path: Path, problem: SearchProblem) -> None:
+    add(open_store(tmp_path, problem), problem, 0)
+    (tmp_path / "study.journal.lock").touch()
+    add(open_store(tmp_path, problem), problem, 1)
+    assert len(open_store(tmp_path, problem).records()) == 2
+
+
+def test_failed_trials_are_stored_as_failed(tmp_path: Path, problem: SearchProblem) -> None:
+    store = open_store(tmp_path, problem)
+    stored = store.add(
+        Pending(0, (0,) * 8, "search"),
+        None,
+        constraints={},
+        finished_at=1.0,
+        seconds=0.1,
+        error="boom",
+    )
+    assert stored.state == TrialState.FAIL
+    assert stored.user_attrs["error"] == "boom"
+    assert open_store(tmp_path, problem).records() == []
+
+
+def test_another_search_is_refused(tmp_path: Path, problem: SearchProblem) -> None:
+    open_store(tmp_path, problem, budget=5)
+    with pytest.raises(InputError, match="another budget"):
+        open_store(tmp_path, problem, budget=6)
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, problem: SearchProblem) -> None:
+    (tmp_path / "study.journal").write_text("not a journal\n")
+    with pytest.raises(InputError, match="journal"):
+        open_store(tmp_path, problem)
