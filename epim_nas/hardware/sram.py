@@ -1,7 +1,7 @@
 """SRAM buffers: area, leakage, energy of an access.
 
-Tables of MNSIM 2.0 (commit ca39ccb): per technology band, size and bus width, from CACTI-like
-array simulations that it ships. Its cycle time is 20 ns whatever the array.
+Tables of MNSIM 2.0 (commit ca39ccb), per technology band, size and bus width. Its cycle time is
+20 ns whatever the array.
 """
 
 from __future__ import annotations

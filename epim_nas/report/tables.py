@@ -175,6 +175,22 @@ COLUMNS: tuple[Column, ...] = (
 """Headings and texts of the table for people."""
 
 
+TERMINAL_COLUMNS: tuple[Column, ...] = (
+    ("trial", lambda row: "dense" if row.trial is None else str(row.trial)),
+    ("super", lambda row: percent(row.supernet_top1)),
+    ("tuned", lambda row: percent(row.validation_top1)),
+    ("test", lambda row: percent(row.test_top1)),
+    ("xbars", lambda row: str(row.crossbars)),
+    ("compr.", lambda row: f"{row.compression:.1f}x"),
+    ("shape", lambda row: f"{row.shape_compression:.2f}"),
+    ("bits", lambda row: f"{row.bits_compression:.2f}"),
+    ("ms", lambda row: millis(row.latency_ns)),
+    ("mJ", lambda row: millis(row.energy_nj)),
+    ("note", lambda row: row.selected.replace(" ", ", ").replace("best-", "")),
+)
+"""The same for a terminal of 80 columns."""
+
+
 def _note(row: FrontRow) -> str:
     notes = [row.selected.replace(" ", ", ")] if row.selected else []
     if row.trial is None or row.origin != "search":
@@ -191,18 +207,27 @@ def table_cells(rows: Sequence[FrontRow]) -> list[list[str]]:
 
 def rich_table(result: RunResult) -> Table:
     """The front as a table for the terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     rows = front_rows(result)
-    table = Table(title=f"Pareto front of {result.name}", title_justify="left")
-    for heading, _ in COLUMNS:
-        left = heading in ("design", "note")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "note")
-    for row, cells in zip(rows, table_cells(rows), strict=True):
+    table = Table(
+        title=f"Pareto front of {result.name}",
+        title_justify="left",
+        caption="top-1 in %: shared weights and fine-tuned on validation images, fine-tuned on test "
+        "images; note: best in",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for heading, _ in TERMINAL_COLUMNS:
+        table.add_column(heading, justify="left" if heading == "note" else "right")
+    for row in rows:
         style = "dim" if row.trial is None else "bold" if "knee" in row.selected else ""
         # Text, not str: a name from outside must not be read as console markup.
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(Text(text(row)) for _, text in TERMINAL_COLUMNS), style=style)
     return table
 
 

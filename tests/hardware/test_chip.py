@@ -6,12 +6,12 @@ import logging
 
 import pytest
 import yaml
-from nets import chain
 
 from epim_nas import presets
 from epim_nas.errors import InputError
 from epim_nas.hardware import Chip, CostModel, load_chip
 from epim_nas.hardware.components import Components
+from tests.hardware.nets import chain
 
 PRESETS = ("epim_256", "mnsim_default", "xbar_64")
 

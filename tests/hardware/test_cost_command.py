@@ -6,8 +6,6 @@ import json
 
 import pytest
 import typer
-from nets import residual
-from reference import ini_text, load_cases
 from typer.testing import CliRunner
 
 from epim_nas.cli.cost import cost
@@ -16,6 +14,8 @@ from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network import save_network
+from tests.hardware.nets import residual
+from tests.hardware.reference import ini_text, load_cases
 
 app = typer.Typer()
 app.command()(cost)

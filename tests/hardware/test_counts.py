@@ -7,12 +7,12 @@ from math import ceil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import bottleneck_resnet, chain, conv
 
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import bit_slices, compression, dense_crossbars, load_chip, map_layer
+from tests.hardware.nets import bottleneck_resnet, chain, conv
 
 RESNET50, RESNET101 = bottleneck_resnet((3, 4, 6, 3)), bottleneck_resnet((3, 4, 23, 3))
 

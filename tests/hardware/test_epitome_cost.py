@@ -8,13 +8,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import chain, conv, residual
 
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
+from tests.hardware.nets import chain, conv, residual
 
 XBAR_64 = load_chip("xbar_64")
 

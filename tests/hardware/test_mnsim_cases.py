@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from reference import compare, ini_text, load_cases, network_of, overrides_of, relative
 
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
+from tests.hardware.reference import (
+    compare,
+    ini_text,
+    load_cases,
+    network_of,
+    overrides_of,
+    relative,
+)
 
 CASES = load_cases()
 

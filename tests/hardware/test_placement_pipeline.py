@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import residual
 
 from epim_nas.hardware import load_chip
 from epim_nas.hardware.pipeline import Pipeline, needed_positions
 from epim_nas.hardware.placement import Placement, mesh_order
+from tests.hardware.nets import residual
 
 ORDERS = ("row_major", "serpentine", "shells", "diagonal")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nets import chain, residual
 
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
+from tests.hardware.nets import chain, residual
 
 ADDITIVE = ("crossbars", "tiles", "rounds", "sequential_latency_ns", "energy_nj", "area_um2")
 

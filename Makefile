@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all the set-up on a fresh machine that has Python and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Of the same torch build as the pins; one install for demo, tests and development.
+EXTRAS := ray,vision,plot,dev
+
+.PHONY: help install demo test lint types unit dashboard clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+install: $(VENV)/installed  ## Make .venv and install the package with the pinned versions.
+
+demo: install  ## Search designs of ResNet-20 on Fashion-MNIST; results in runs/demo.
+	$(BIN)/epim-nas search runs/demo.yaml --out runs/demo
+
+test: lint types unit  ## Everything that has to pass: ruff, mypy, pytest.
+
+lint: install  ## Style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## Types.
+	$(BIN)/mypy -p epim_nas
+
+unit: install  ## Tests. One torch thread per process: two test processes share the cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -q
+
+dashboard: install  ## TensorBoard of the demo, on this machine only.
+	$(BIN)/epim-nas dashboard runs/demo
+
+clean:  ## Remove what `make` made, but not the runs.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
