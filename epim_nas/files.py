@@ -41,6 +41,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | Path, field: str) -> Path:
+    """Make a folder for results, with its parents; one that is there is fine.
+
+    Args:
+        path: the folder.
+        field: option that gave it, for the message.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(field, f"`{path}` is a file", "a folder, there or not yet") from None
+    except OSError as error:
+        raise InputError(
+            field, f"`{path}` cannot be made: {error.strerror}", "a folder that can be written"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(field, f"`{path}` cannot be written", "a folder that can be written")
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replace ``path`` atomically by ``text`` (UTF-8)."""
     with atomic_path(path) as temporary:

@@ -8,6 +8,7 @@ from epim_nas.errors import InputError
 from epim_nas.export.design import export_design
 from epim_nas.export.manifest import write_manifest
 from epim_nas.export.weights import export_weights
+from epim_nas.files import make_folder
 from epim_nas.models.weights import read_state
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.folder import RunFolder
@@ -43,6 +44,7 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
             f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
             f"--run {folder.config}`.",
         )
+    make_folder(out, "--out")
     files: list[Path] = []
     if what in ("design", "all"):
         network = load_network(folder.network)

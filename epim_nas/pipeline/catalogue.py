@@ -20,7 +20,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "networks": {
             name: "x".join(map(str, default_input_shape(name))) + " input" for name in model_names()
         },
-        "data sets": {name: "" for name in data_names()},
+        "data sets": dict.fromkeys(data_names(), ""),
         "strategies": {name: strategy.summary for name, strategy in STRATEGIES.items()},
     }
 
@@ -30,9 +30,15 @@ def _presets(kind: presets.Kind) -> dict[str, str]:
 
 
 def _summary(path: Path) -> str:
-    """The description in the file, else the first line of its heading comment."""
+    """The description in the file, else the first sentence of its heading comment."""
     data = load_yaml(path)
     if isinstance(data, dict) and data.get("description"):
         return str(data["description"])
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    sentence: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        sentence.append(line.lstrip("# "))
+        if line.endswith((".", ":")):
+            break
+    return " ".join(sentence).rstrip(":")

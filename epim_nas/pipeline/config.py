@@ -24,13 +24,18 @@ Objective = Literal[
 ]
 
 
+PRETRAINED = "pretrained"
+"""The value of ``model.weights`` that keeps the weights a model comes with."""
+
+
 class ModelConfig(Strict):
     """The network.
 
     Attributes:
         name: a built-in name, ``torchvision:NAME``, ``timm:NAME`` or ``module:function``.
         args: further arguments of its constructor.
-        weights: a shipped checkpoint's name or a path; None trains the baseline first.
+        weights: a shipped checkpoint's name or a path; ``pretrained`` keeps those that the model's
+            constructor loads (torchvision, timm, your function); None trains the baseline first.
     """
 
     name: str

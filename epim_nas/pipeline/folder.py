@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from epim_nas.errors import InputError
-from epim_nas.files import dump_yaml, load_yaml, write_json, write_text
+from epim_nas.files import dump_yaml, load_yaml, make_folder, write_json, write_text
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.schema import validate
 
@@ -81,6 +81,13 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def has_work(self) -> bool:
+        """Whether anything is stored that took time to compute."""
+        return (
+            self.baseline.exists() or self.journal.exists() or any(self.checkpoints.glob("[!.]*"))
+        )
+
+    @property
     def log(self) -> Path:
         """The log."""
         return self.path / "log.txt"
@@ -126,11 +133,14 @@ class RunFolder:
     def adopt(self, config: RunConfig) -> None:
         """Make this the folder of ``config``, or check that it is.
 
+        A folder whose run stopped before it computed anything (a wrong data path, a budget out of
+        reach) takes any run file.
+
         Raises:
             InputError: it holds a run that was made with another run file, or other files.
         """
         new = config.model_dump(mode="json", by_alias=True)
-        if self.config.is_file():
+        if self.config.is_file() and self.has_work:
             old = self.load_config().model_dump(mode="json", by_alias=True)
             changed = [
                 key
@@ -146,13 +156,12 @@ class RunFolder:
                     + " may change",
                     "Use another --out folder, or delete this one.",
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
+        elif not self.config.is_file() and any(self.path.glob("[!.]*")):
             raise InputError(
                 f"--out {self.path}",
                 "exists and is not the folder of a run",
                 "a new or empty folder, or one with an interrupted run",
             )
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, dump_yaml(new))
 
     @contextmanager
@@ -160,9 +169,9 @@ class RunFolder:
         """Hold the folder; the lock ends with the process, however it ends.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds it, or the folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "--out")
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:

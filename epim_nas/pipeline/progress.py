@@ -106,9 +106,8 @@ def setup_logging(verbosity: int) -> None:
     Args:
         verbosity: -1 warnings only, 0 progress, 1 everything.
     """
-    from rich.logging import RichHandler
-
     import optuna
+    from rich.logging import RichHandler
 
     # Trials are shown by our own progress; Optuna would add two lines for each.
     optuna.logging.set_verbosity(optuna.logging.WARNING)

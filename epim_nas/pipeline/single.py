@@ -14,8 +14,9 @@ from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.errors import InputError, nearest
+from epim_nas.files import make_folder
 from epim_nas.models.weights import find_weights, load_weights, save_weights
-from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.config import PRETRAINED, load_run_config
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
@@ -54,11 +55,10 @@ def finetune_design(
         ``before`` and ``validation_accuracy``, ``test_accuracy``, ``epochs``, ``weights``.
     """
     setup, design = _load(design_file, run, overrides)
+    folder = make_folder(out if out is not None else Path("finetuned") / design_file.stem, "--out")
     config = setup.config
     teacher = setup.model
     model = _start(setup, design)
-    folder = out if out is not None else Path("finetuned") / design_file.stem
-    folder.mkdir(parents=True, exist_ok=True)
     before = _accuracy(setup, model, "validation")
     training = train_config(config.finalists, config.data.batch_size)
     steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
@@ -150,7 +150,9 @@ def _load(
     if weights_needed:
         source = config.model.weights
         baseline = RunFolder(path.parent).checkpoints / "baseline.safetensors"
-        if source is not None:
+        if source == PRETRAINED:
+            pass
+        elif source is not None:
             load_weights(setup.model, find_weights(source))
         elif baseline.is_file():  # the run trained its own network and RUN is in its folder
             load_weights(setup.model, baseline)

@@ -17,7 +17,7 @@ from epim_nas.cluster.executor import Executor
 from epim_nas.errors import EpimError
 from epim_nas.files import write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
-from epim_nas.pipeline.config import TrainingConfig
+from epim_nas.pipeline.config import PRETRAINED, TrainingConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
@@ -66,7 +66,9 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     """Load the trained weights into ``setup.model``, or train and cache them; measure once."""
     config, model = setup.config, setup.model
     cached = folder.checkpoints / "baseline.safetensors"
-    if config.model.weights is not None:
+    if config.model.weights == PRETRAINED:
+        source = f"as {config.model.name} comes with {config.model.args}"
+    elif config.model.weights is not None:
         source = config.model.weights
         load_weights(model, find_weights(source))
     elif cached.exists():
@@ -329,7 +331,7 @@ def choose_finalists(
         return []
     chosen: dict[int, None] = {}
     for which in ("best-accuracy", "knee", "best-latency", "best-energy"):
-        chosen[select(front, which).number] = None
+        chosen[select(front, which, objectives).number] = None
     for index in np.round(np.linspace(0, len(front) - 1, min(len(front), count))).astype(int):
         chosen[front[index].number] = None
     return [by_number[number] for number in list(chosen)[:count]]

@@ -215,8 +215,8 @@ def rich_table(result: RunResult) -> Table:
     table = Table(
         title=f"Pareto front of {result.name}",
         title_justify="left",
-        caption="top-1 in %: shared weights and fine-tuned on validation images, fine-tuned on test "
-        "images; note: best in",
+        caption="top-1 in %: shared weights and fine-tuned on validation images, fine-tuned on "
+        "test images; note: best in",
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

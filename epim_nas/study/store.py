@@ -204,7 +204,10 @@ class TrialStore:
         except (ValueError, KeyError, TypeError) as error:
             raise EpimError(f"{self._sidecar}: cannot be read ({error}); delete it") from None
         stored = {trial.user_attrs.get("asked") for trial in self.trials()}
-        return [pending for pending in found if pending.asked not in stored]
+        left = [pending for pending in found if pending.asked not in stored]
+        # Kept in the file until they are stored: this driver may be killed as well.
+        self._pending = {pending.asked: pending for pending in left} | self._pending
+        return left
 
     def _write_pending(self) -> None:
         entries = [

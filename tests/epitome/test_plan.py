@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> SamplingPlan:
 
 def gather_element_by_element(plan: SamplingPlan) -> np.ndarray:
     """The definition of DESIGN.md section 4, one element at a time."""
-    out_total, in_total, kernel_h, kernel_w = plan.conv_shape
+    _, _, kernel_h, kernel_w = plan.conv_shape
     _, epitome_in, height, width = plan.shape.as_tuple
     index = np.full(plan.conv_shape, -1)
     for patch in plan.patches:

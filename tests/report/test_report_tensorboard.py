@@ -16,8 +16,8 @@ from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.report.events import RunEvents, write_run
 from epim_nas.report.figures import PNG_SIGNATURE
-from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.report.tensorboard import DashboardWriter
+from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.results import RunResult
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, SearchSpace
 from epim_nas.files import dump_yaml
-from epim_nas.space import SpaceConfig, load_space_config
 from epim_nas.schema import validate
+from epim_nas.space import SpaceConfig, load_space_config
 
 
 def conv(name: str, inputs: str, channels: tuple[int, int], **geometry: object) -> LayerSpec:

@@ -1,0 +1,188 @@
+"""Searches that are killed, interrupted, extended, or started twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+from tests.pipeline import command
+from tests.pipeline.tiny import tiny_run, write_run
+
+TRIALS = tiny_run()["search"]["trials"]
+
+
+def logged(folder: Path, text: str, times: int = 1) -> Callable[[], bool]:
+    """Whether the log of a run holds a text so many times."""
+
+    def check() -> bool:
+        log = folder / "log.txt"
+        return log.exists() and log.read_text().count(text) >= times
+
+    return check
+
+
+def stored_trials(folder: Path, count: int) -> Callable[[], bool]:
+    """Whether so many trials are stored, without opening the journal."""
+
+    def check() -> bool:
+        journal = folder / "study.journal"
+        return journal.exists() and journal.read_bytes().count(b'"op_code":4') >= count
+
+    return check
+
+
+def kill(process: subprocess.Popen[str], delay: float) -> None:
+    """SIGKILL after a delay; the process must not have ended before."""
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+
+
+def test_killed_again_and_again_it_finds_what_the_uninterrupted_search_finds(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, folder = write_run(tmp_path), tmp_path / "run"
+    rng = random.Random(20)
+
+    def result_files() -> int:
+        return len(list((folder / "finalists").glob("*.json")))
+
+    moments = [
+        logged(folder, "Baseline: "),
+        logged(folder, "Supernet: "),
+        stored_trials(folder, rng.randint(1, 4)),
+        stored_trials(folder, rng.randint(6, TRIALS - 2)),
+        lambda: result_files() >= 1,
+    ]
+    before: list[object] = []
+    for number, moment in enumerate(moments):
+        process = command.start("search", run, "--out", folder)
+        command.wait_until(process, moment)
+        # A finalist takes 12 steps, a trial even less: short delays still hit the stage.
+        kill(process, rng.uniform(0, 0.3 if number < 2 else 0.03))
+        if (folder / "study.journal").exists():
+            after: list[object] = list(command.outcome_of(folder))
+            assert after[: len(before)] == before, "a finished trial was lost or changed"
+            before = after
+    done = command.run("search", run, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert command.outcome_of(folder) == command.outcome_of(finished)
+    # Everything that follows from the trials is the same as well.
+    assert (folder / "front.csv").read_text() == (finished / "front.csv").read_text()
+    assert (folder / "best.yaml").read_text() == (finished / "best.yaml").read_text()
+    for path in (finished / "finalists").glob("*.json"):
+        assert json.loads((folder / "finalists" / path.name).read_text()) == json.loads(
+            path.read_text()
+        )
+    rows = sorted(path.name for path in (folder / "tensorboard" / "trials").iterdir())
+    assert rows == [f"{number:04d}" for number in range(TRIALS)]
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder / "tensorboard"))
+    multiplexer.Reload()
+    points = multiplexer.Scalars("search", "hypervolume/over_trials")
+    assert [event.step for event in points] == list(range(1, TRIALS + 1))
+
+
+def test_interrupted_by_the_user_it_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+    run, folder = write_run(tmp_path), tmp_path / "run"
+    # The trained baseline is taken over, to save its time.
+    process = command.start("search", run, "--out", folder)
+    command.wait_until(process, logged(folder, "Baseline: "))
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command" in stderr
+    assert str(folder) in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    process = command.start("search", run, "--out", folder)
+    command.wait_until(process, stored_trials(folder, 3))
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    stored = command.outcome_of(folder)
+    assert 3 <= len(stored) < TRIALS
+    assert stored == command.outcome_of(finished)[: len(stored)]
+    assert command.run_json("pareto", folder)["trials"] == len(stored)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change, its run file beside it."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(finished.with_name("tiny.yaml"), tmp_path)
+    return tmp_path / "run"
+
+
+def test_more_trials_go_on_where_the_search_ended(finished: Path, copied: Path) -> None:
+    more = TRIALS + 4
+    run = copied.with_name("tiny.yaml")
+    done = command.run("search", run, "--out", copied, "--set", f"search.trials={more}")
+    assert done.returncode == 0, done.stderr
+    outcome = command.outcome_of(copied)
+    assert len(outcome) == more
+    assert outcome[:TRIALS] == command.outcome_of(finished)
+    assert len({tuple(sorted(params.items())) for params, _, _ in outcome}) == more
+    # Called again with nothing left to do, it changes nothing.
+    front = (copied / "front.csv").read_bytes()
+    again = command.run("search", run, "--out", copied, "--set", f"search.trials={more}")
+    assert again.returncode == 0, again.stderr
+    assert command.outcome_of(copied) == outcome
+    assert (copied / "front.csv").read_bytes() == front
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=4", "budget.compression=20", "supernet.steps=31", "objectives=[accuracy]"]
+)
+def test_another_run_file_is_refused(
+    copied: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from epim_nas.cli.app import run_command
+
+    before = (copied / "run.yaml").read_bytes()
+    run = copied.with_name("tiny.yaml")
+    code = run_command(["search", str(run), "--out", str(copied), "--set", change])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert f"`{change.partition('=')[0]}`" in captured.err
+    assert "--out" in captured.err
+    assert captured.out == ""
+    assert (copied / "run.yaml").read_bytes() == before
+
+
+def test_two_searches_in_one_folder(tmp_path: Path) -> None:
+    run, folder = write_run(tmp_path), tmp_path / "run"
+    first = command.start("search", run, "--out", folder)
+    try:
+        command.wait_until(first, logged(folder, "Baseline: "))
+        second = command.run("search", run, "--out", folder)
+        assert second.returncode == 2
+        assert "another search is running" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert second.stdout == ""
+        assert first.poll() is None, "the second search ended the first"
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_run_file_that_failed_can_be_corrected(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wrong = command.run("search", write_run(tmp_path, budget={"crossbars": 1}), "--out", folder)
+    assert wrong.returncode == 2, wrong.stderr
+    assert "budget.crossbars" in wrong.stderr
+    process = command.start("search", write_run(tmp_path), "--out", folder)
+    try:
+        command.wait_until(process, logged(folder, "Baseline: "))
+    finally:
+        process.kill()
+        process.communicate()

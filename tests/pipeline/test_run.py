@@ -1,0 +1,296 @@
+"""A whole run of a tiny network on real images, through the real command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from optuna.trial import TrialState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams import metadata
+
+from epim_nas.cli.app import run_command
+from epim_nas.epitome.design import load_design
+from epim_nas.export.manifest import verify_manifest
+from epim_nas.models.weights import read_state
+from epim_nas.network.yaml_io import load_network
+from tests.pipeline import command
+from tests.pipeline.tiny import tiny_run
+
+TRIALS = tiny_run()["search"]["trials"]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """What a command prints with ``--json``, in this process."""
+    capsys.readouterr()
+    code = run_command([*map(str, arguments), "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+def budget_of(run: Path) -> int:
+    return json.loads((run / "budget.json").read_text())["crossbars"]
+
+
+def brute_force_front(run: Path) -> dict[int, list[float]]:
+    """Number -> values of the trials that no other dominates; of equals only the first."""
+    trials = command.trials_of(run)
+    # Optuna's directions: accuracy up, costs down.
+    points = {trial.number: [-trial.values[0], *trial.values[1:]] for trial in trials}
+
+    def beaten(number: int, point: list[float]) -> bool:
+        return any(
+            all(a <= b for a, b in zip(other, point, strict=True))
+            and (other != point or rival < number)
+            for rival, other in points.items()
+            if rival != number
+        )
+
+    return {
+        number: list(trials[number].values)
+        for number, point in points.items()
+        if not beaten(number, point)
+    }
+
+
+def test_run_writes_every_file_of_the_contract(finished: Path) -> None:
+    for name in (
+        "run.yaml", "study.journal", "front.csv", "best.yaml", "report.html", "log.txt",
+        "network.yaml", "chip.yaml", "checkpoints/baseline.safetensors",
+    ):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    assert list((finished / "designs").glob("*.yaml"))
+    assert not list(finished.rglob(".*.yaml")), "temporary files are left"
+
+
+def test_output_ends_with_the_front_and_the_next_commands(finished: Path) -> None:
+    stdout = finished.with_name("run.stdout").read_text()
+    stderr = finished.with_name("run.stderr").read_text()
+    assert "Pareto front of tiny" in stdout
+    for typed in ("epim-nas dashboard", "epim-nas pareto", "epim-nas export", "epim-nas finetune"):
+        assert typed in stdout
+    assert "Fashion-MNIST subset" in stderr, "the run has to say that it uses the subset"
+    assert "Traceback" not in stderr
+
+
+def test_journal_opens_with_stock_optuna(finished: Path) -> None:
+    trials = command.trials_of(finished)
+    assert len(trials) == TRIALS
+    assert [trial.number for trial in trials] == list(range(TRIALS))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    seeds = tiny_run()["search"]["seeds"]
+    origins = [trial.user_attrs["origin"] for trial in trials]
+    assert origins == sorted(origins, key=lambda origin: origin != "seed")
+    assert 1 <= origins.count("seed") <= seeds
+
+
+def test_every_trial_is_new_and_keeps_the_budget(finished: Path) -> None:
+    trials = command.trials_of(finished)
+    designs = {tuple(sorted(trial.params.items())) for trial in trials}
+    assert len(designs) == TRIALS
+    for trial in trials:
+        assert trial.user_attrs["metrics"]["crossbars"] <= budget_of(finished)
+        assert all(value <= 0 for value in trial.constraints.values())
+
+
+def test_budget_is_the_compression_that_was_asked_for(finished: Path) -> None:
+    baseline = json.loads((finished / "baseline.json").read_text())
+    dense = baseline["totals"]["crossbars"]
+    assert budget_of(finished) == int(dense / tiny_run()["budget"]["compression"])
+
+
+def test_front_csv_is_the_brute_force_front(finished: Path) -> None:
+    with open(finished / "front.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["on_front"] == "true"]
+    shown = {
+        int(row["trial"]): [float(row[c]) for c in ("supernet_top1", "latency_ns", "energy_nj")]
+        for row in rows
+    }
+    assert shown == brute_force_front(finished)
+    accuracies = [float(row["supernet_top1"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_pareto_json_prints_the_same_front_and_nothing_else(finished: Path) -> None:
+    data = command.run_json("pareto", finished)
+    shown = {
+        entry["trial"]: [entry["metrics"][name] for name in data["objectives"]]
+        for entry in data["designs"]
+    }
+    assert shown == brute_force_front(finished)
+    assert data["trials"] == TRIALS
+    assert data["budget"]["crossbars"] == budget_of(finished)
+
+
+def test_pareto_changes_nothing_in_the_folder(finished: Path) -> None:
+    def state() -> dict[str, tuple[int, int]]:
+        return {
+            str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in finished.rglob("*")
+            if path.is_file()
+        }
+
+    before = state()
+    assert run_command(["pareto", str(finished)]) == 0
+    assert state() == before
+
+
+def test_designs_load_and_fit_and_are_the_trials(finished: Path) -> None:
+    network = load_network(finished / "network.yaml")
+    trials = command.trials_of(finished)
+    files = sorted((finished / "designs").glob("*.yaml"))
+    numbers = set()
+    for path in [*files, finished / "best.yaml"]:
+        design = load_design(path)
+        design.check_fits(network, str(path))
+        trial = trials[design.provenance["trial"]]
+        assert {n: str(c) for n, c in design.choices.items()} == trial.user_attrs["design"]
+        assert design.totals["crossbars"] == trial.user_attrs["metrics"]["crossbars"]
+        assert design.provenance["seed"] == tiny_run()["seed"]
+        if path.name != "best.yaml":
+            numbers.add(design.provenance["trial"])
+    assert numbers >= set(brute_force_front(finished))
+
+
+def test_some_design_uses_epitomes(finished: Path) -> None:
+    # Otherwise the run would exercise quantization alone.
+    metrics = [trial.user_attrs["metrics"] for trial in command.trials_of(finished)]
+    assert any(trial["shape_compression"] > 1.2 for trial in metrics)
+    for trial in metrics:
+        parts = trial["shape_compression"] * trial["bits_compression"]
+        assert parts == pytest.approx(trial["compression"])
+
+
+def test_costs_in_the_journal_are_those_of_the_cost_command(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--network", finished / "network.yaml", "--hardware", finished / "chip.yaml")
+    trials = command.trials_of(finished)
+    for path in sorted((finished / "designs").glob("*.yaml")):
+        metrics = trials[load_design(path).provenance["trial"]].user_attrs["metrics"]
+        totals = answer(capsys, "cost", *arguments, "--design", path)["totals"]
+        for name, value in totals.items():
+            assert metrics[name] == pytest.approx(value, rel=1e-12), name
+    dense = answer(capsys, "cost", *arguments, "--weight-bits", 32)["totals"]
+    baseline = json.loads((finished / "baseline.json").read_text())["totals"]
+    assert baseline == pytest.approx(dense)
+
+
+def test_best_is_the_best_finalist(finished: Path) -> None:
+    finalists = [json.loads(path.read_text()) for path in (finished / "finalists").glob("*.json")]
+    assert len(finalists) == tiny_run()["finalists"]["count"]
+    best = max(finalists, key=lambda finalist: finalist["validation_accuracy"])
+    design = load_design(finished / "best.yaml")
+    assert design.provenance["trial"] == best["trial"]
+    assert design.provenance["metrics"]["test_top1"] == best["test_accuracy"]
+    assert not list((finished / "finalists").glob("*.state")), "training states are left"
+
+
+def test_tensorboard_has_one_hparams_row_a_trial(finished: Path) -> None:
+    rows = 0
+    for run in sorted((finished / "tensorboard" / "trials").iterdir()):
+        events = EventAccumulator(str(run)).Reload()
+        content = events.PluginTagToContent(metadata.PLUGIN_NAME)
+        rows += list(content).count(metadata.SESSION_START_INFO_TAG)
+    assert rows == TRIALS
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(finished / "tensorboard"))
+    multiplexer.Reload()
+    assert {"search", "supernet", "result"} <= set(multiplexer.Runs())
+    volumes = [event.value for event in multiplexer.Scalars("search", "hypervolume/over_trials")]
+    assert len(volumes) == TRIALS
+    assert volumes == sorted(volumes)
+    assert volumes[-1] > 0
+
+
+def test_report_needs_nothing_from_elsewhere(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    sources = re.findall(r'<(?:script|link|img|iframe)[^>]*\s(?:src|href)="([^"]*)"', page)
+    assert all(source.startswith("data:") for source in sources), sources
+    best = load_design(finished / "best.yaml")
+    assert f"trial {best.provenance['trial']}" in page
+
+
+def test_stored_run_file_is_resolved(finished: Path) -> None:
+    stored = yaml.safe_load((finished / "run.yaml").read_text())
+    assert stored["search"]["strategy"] == "epitome"  # a default, written out
+    assert stored["search"]["trials"] == TRIALS
+
+
+@pytest.mark.parametrize("selection", ["knee", "best-accuracy", "best-latency", "best-energy"])
+def test_export_of_a_design(finished: Path, tmp_path: Path, selection: str) -> None:
+    assert run_command(
+        ["export", str(finished), "--select", selection, "--out", str(tmp_path)]
+    ) == 0  # fmt: skip
+    front = brute_force_front(finished)
+    column = {"best-accuracy": 0, "best-latency": 1, "best-energy": 2}.get(selection)
+    chosen = load_design(tmp_path / "design.yaml").provenance["trial"]
+    assert chosen in front
+    if column is not None:
+        extreme = (max if column == 0 else min)(values[column] for values in front.values())
+        assert front[chosen][column] == extreme
+    manifest = verify_manifest(tmp_path)
+    assert set(manifest.files) == {"design.yaml", "layers.csv"}
+
+
+def test_exported_weights_reproduce_the_stored_accuracy(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finalists = [json.loads(path.read_text()) for path in (finished / "finalists").glob("*.json")]
+    for finalist in finalists:
+        out = tmp_path / str(finalist["trial"])
+        capsys.readouterr()
+        arguments = ["export", str(finished), "--select", str(finalist["trial"])]
+        assert run_command([*arguments, "--to", "all", "--out", str(out)]) == 0
+        printed = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+        assert printed == ["design.yaml", "layers.csv", "epitomes.safetensors", "manifest.json"]
+        assert set(verify_manifest(out).files) == set(printed[:-1])
+        score = answer(
+            capsys, "evaluate", out / "design.yaml", "--run", finished / "run.yaml",
+            "--weights", out / "epitomes.safetensors",
+        )  # fmt: skip
+        assert score["accuracy"] == finalist["test_accuracy"]
+        assert score["images"] == 2000
+        assert score["crossbars"] <= budget_of(finished)
+
+
+def test_export_of_weights_alone(finished: Path, tmp_path: Path) -> None:
+    best = load_design(finished / "best.yaml").provenance["trial"]
+    assert run_command(
+        ["export", str(finished), "--select", str(best), "--to", "weights", "--out", str(tmp_path)]
+    ) == 0  # fmt: skip
+    assert set(verify_manifest(tmp_path).files) == {"epitomes.safetensors"}
+    state = read_state(tmp_path / "epitomes.safetensors")
+    design = load_design(finished / "best.yaml")
+    for name, choice in design.choices.items():
+        if choice.shape is not None:
+            assert tuple(state[f"{name}.epitome"].shape) == choice.shape.as_tuple
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_finetune_and_evaluate_its_weights(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    design, run = finished / "best.yaml", finished / "run.yaml"
+    # An epoch of the 500 images is 15 steps.
+    tuned = answer(
+        capsys, "finetune", design, "--run", run, "--epochs", 1, "--out", tmp_path / "tuned"
+    )
+    assert tuned["epochs"] == 1
+    score = answer(capsys, "evaluate", design, "--run", run, "--weights", tuned["weights"])
+    assert score["accuracy"] == tuned["test_accuracy"]
+    validation = answer(
+        capsys, "evaluate", design, "--run", run,
+        "--weights", tuned["weights"], "--split", "validation",
+    )  # fmt: skip
+    assert validation["accuracy"] == tuned["validation_accuracy"]
+    projected = answer(capsys, "evaluate", design, "--run", run, "--split", "validation")
+    assert projected["weights"] == "projected"
+    assert projected["accuracy"] == tuned["before"]

@@ -1,0 +1,92 @@
+"""The supernet under a design is the design's own network."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from epim_nas import apply_design
+from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.supernet.supernet import Supernet
+from tests.supernet.nets import tiny
+
+ROWS = [(0, 0, 0, 0), (1, 1, 2, 1), (0, 3, 1, 0), (1, 2, 3, 1), (1, 5, 0, 1)]
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def calibrated(images: torch.Tensor) -> Supernet:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space).eval()
+    supernet.calibrate_activations(images)
+    return supernet
+
+
+def test_without_a_design_it_is_the_dense_network(images: torch.Tensor) -> None:
+    model, _, _ = tiny()
+    assert torch.equal(calibrated(images)(images), model(images))
+
+
+def test_it_starts_at_the_pretrained_network(images: torch.Tensor) -> None:
+    model, _, _ = tiny()
+    supernet = calibrated(images)
+    with supernet.selected((0, 0, 0, 0)):
+        torch.testing.assert_close(supernet(images), model(images))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_selected_design_equals_its_stand_alone_network(row: tuple, images: torch.Tensor) -> None:
+    supernet = calibrated(images)
+    model, _, space = tiny()
+    alone = apply_design(model, space.design(row))
+    for name, layer in alone.named_modules():
+        if isinstance(layer, (EpitomeConv2d, EpitomeLinear)) and layer.activation is not None:
+            source = supernet.layers[name].activations[str(layer.activation_bits)]
+            layer.activation.load_state_dict(source.state_dict())
+    with supernet.selected(row):
+        torch.testing.assert_close(supernet(images), alone.eval()(images))
+    extracted = supernet.extract(row).eval()
+    torch.testing.assert_close(extracted(images), alone(images))
+    assert all(module.active is None for module in supernet.layers.values()), "restored"
+
+
+def test_extracting_leaves_the_supernet_alone(images: torch.Tensor) -> None:
+    supernet = calibrated(images)
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    extracted = supernet.extract((1, 1, 2, 1))
+    with torch.no_grad():
+        for parameter in extracted.parameters():
+            parameter.zero_()
+    after = supernet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_training_one_design_moves_the_shared_weights(images: torch.Tensor) -> None:
+    supernet = calibrated(images).train()
+    with supernet.selected((1, 1, 2, 1)):
+        supernet(images).square().sum().backward()
+    for name, layer in supernet.layers.items():
+        gradient = layer.dense.weight.grad
+        assert gradient is not None, name
+        assert gradient.abs().sum() > 0, name
+
+
+def test_a_pickled_supernet_scores_the_same(images: torch.Tensor) -> None:
+    supernet = calibrated(images)
+    copy = pickle.loads(pickle.dumps(supernet))
+    with supernet.selected((1, 2, 3, 1)), copy.selected((1, 2, 3, 1)):
+        assert torch.equal(copy(images), supernet(images))
+
+
+def test_calibration_leaves_mode_and_statistics_alone(images: torch.Tensor) -> None:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space).train()
+    mean = supernet.model.bn1.running_mean.clone()
+    supernet.calibrate_activations(images)
+    assert supernet.training
+    assert torch.equal(supernet.model.bn1.running_mean, mean)
