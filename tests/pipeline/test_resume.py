@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
+from epim_nas.cli.app import run_command
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run, write_run
 
@@ -92,29 +93,6 @@ def test_killed_again_and_again_it_finds_what_the_uninterrupted_search_finds(
     assert [event.step for event in points] == list(range(1, TRIALS + 1))
 
 
-def test_interrupted_by_the_user_it_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
-    run, folder = write_run(tmp_path), tmp_path / "run"
-    # The trained baseline is taken over, to save its time.
-    process = command.start("search", run, "--out", folder)
-    command.wait_until(process, logged(folder, "Baseline: "))
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "same command" in stderr
-    assert str(folder) in stderr
-    assert "Traceback" not in stderr
-    assert stdout == ""
-    process = command.start("search", run, "--out", folder)
-    command.wait_until(process, stored_trials(folder, 3))
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    stored = command.outcome_of(folder)
-    assert 3 <= len(stored) < TRIALS
-    assert stored == command.outcome_of(finished)[: len(stored)]
-    assert command.run_json("pareto", folder)["trials"] == len(stored)
-
-
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change, its run file beside it."""
@@ -123,18 +101,35 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_more_trials_go_on_where_the_search_ended(finished: Path, copied: Path) -> None:
-    more = TRIALS + 4
+def test_interrupted_and_extended(finished: Path, copied: Path) -> None:
     run = copied.with_name("tiny.yaml")
-    done = command.run("search", run, "--out", copied, "--set", f"search.trials={more}")
+
+    def search(trials: int) -> tuple[object, ...]:
+        return ("search", run, "--out", copied, "--set", f"search.trials={trials}")
+
+    process = command.start(*search(400))
+    command.wait_until(process, stored_trials(copied, TRIALS + 2))
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "same command" in stderr
+    assert str(copied) in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    interrupted = command.outcome_of(copied)
+    assert TRIALS + 2 <= len(interrupted) < 400
+    assert interrupted[:TRIALS] == command.outcome_of(finished)
+
+    more = len(interrupted) + 2
+    done = command.run(*search(more))
     assert done.returncode == 0, done.stderr
     outcome = command.outcome_of(copied)
     assert len(outcome) == more
-    assert outcome[:TRIALS] == command.outcome_of(finished)
+    assert outcome[: len(interrupted)] == interrupted
     assert len({tuple(sorted(params.items())) for params, _, _ in outcome}) == more
     # Called again with nothing left to do, it changes nothing.
     front = (copied / "front.csv").read_bytes()
-    again = command.run("search", run, "--out", copied, "--set", f"search.trials={more}")
+    again = command.run(*search(more))
     assert again.returncode == 0, again.stderr
     assert command.outcome_of(copied) == outcome
     assert (copied / "front.csv").read_bytes() == front
@@ -146,8 +141,6 @@ def test_more_trials_go_on_where_the_search_ended(finished: Path, copied: Path) 
 def test_another_run_file_is_refused(
     copied: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from epim_nas.cli.app import run_command
-
     before = (copied / "run.yaml").read_bytes()
     run = copied.with_name("tiny.yaml")
     code = run_command(["search", str(run), "--out", str(copied), "--set", change])
@@ -159,30 +152,30 @@ def test_another_run_file_is_refused(
     assert (copied / "run.yaml").read_bytes() == before
 
 
-def test_two_searches_in_one_folder(tmp_path: Path) -> None:
+def test_two_searches_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, folder = write_run(tmp_path), tmp_path / "run"
     first = command.start("search", run, "--out", folder)
     try:
         command.wait_until(first, logged(folder, "Baseline: "))
-        second = command.run("search", run, "--out", folder)
-        assert second.returncode == 2
-        assert "another search is running" in second.stderr
-        assert "Traceback" not in second.stderr
-        assert second.stdout == ""
+        code = run_command(["search", str(run), "--out", str(folder)])
+        captured = capsys.readouterr()
+        assert code == 2
+        assert "another search is running" in captured.err
+        assert captured.out == ""
         assert first.poll() is None, "the second search ended the first"
     finally:
         first.kill()
         first.communicate()
 
 
-def test_a_run_file_that_failed_can_be_corrected(tmp_path: Path) -> None:
+def test_a_run_file_that_failed_can_be_corrected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
-    wrong = command.run("search", write_run(tmp_path, budget={"crossbars": 1}), "--out", folder)
-    assert wrong.returncode == 2, wrong.stderr
-    assert "budget.crossbars" in wrong.stderr
-    process = command.start("search", write_run(tmp_path), "--out", folder)
-    try:
-        command.wait_until(process, logged(folder, "Baseline: "))
-    finally:
-        process.kill()
-        process.communicate()
+    wrong = write_run(tmp_path, budget={"crossbars": 1})
+    assert run_command(["search", str(wrong), "--out", str(folder)]) == 2
+    assert "budget.crossbars" in capsys.readouterr().err
+    # The folder takes the corrected file: the next error is about something else.
+    corrected = write_run(tmp_path, model__weights="no.safetensors")
+    assert run_command(["search", str(corrected), "--out", str(folder)]) == 2
+    assert "model.weights" in capsys.readouterr().err
