@@ -37,7 +37,8 @@ def find(kind: Kind, name_or_path: str, field: str) -> Path:
     if path.suffix or len(path.parts) > 1:
         if path.is_file():
             return path
-        raise InputError(field, f"`{name_or_path}`: no such file", hint="Check the path.")
+        problem = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(field, f"`{name_or_path}`: {problem}", hint="Check the path.")
     preset = _folder(kind) / f"{name_or_path}.yaml"
     if preset.is_file():
         return preset

@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from epim_nas.errors import InputError, nearest
+from epim_nas.files import parse_yaml
 
 
 class Strict(pydantic.BaseModel):
@@ -40,7 +41,7 @@ def validate(model: type[M], data: Any, source: str) -> M:
     try:
         return model.model_validate(dict(data))
     except pydantic.ValidationError as failure:
-        raise _first_error(model, failure, source) from None
+        raise _first_error(model, data, failure, source) from None
 
 
 def describe(value: Any) -> str:
@@ -63,7 +64,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: list[str], option: str) 
         if not separator or not path.strip():
             raise InputError(option, f"got `{item}`", "key=value with a dotted key")
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError:
             value = text
         node = result
@@ -113,12 +114,14 @@ def _models_at(root: type[pydantic.BaseModel], location: tuple[Any, ...]) -> lis
 
 
 def _first_error(
-    model: type[pydantic.BaseModel], failure: pydantic.ValidationError, source: str
+    model: type[pydantic.BaseModel], data: Any, failure: pydantic.ValidationError, source: str
 ) -> InputError:
-    errors = failure.errors()
+    errors = [(_location(error, data), error) for error in failure.errors()]
     # An unknown key is usually the cause of a missing one: show it first.
-    error = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
-    location = tuple(part for part in error["loc"] if not _is_union_tag(part))
+    first = next((e for e in errors if e[1]["type"] == "extra_forbidden"), errors[0])
+    # Of the members of a union, the one that got furthest is the one that was meant.
+    below = [e for e in errors if e[0][: len(first[0])] == first[0]]
+    location, error = max(below, key=lambda e: len(e[0]))
     path = ".".join(str(part) for part in location)
     field = f"{source}: {path}" if path else source
     kind, got = error["type"], error.get("input")
@@ -128,17 +131,43 @@ def _first_error(
         return InputError(field, "unknown key", allowed, nearest(str(location[-1]), known))
     if kind == "missing":
         return InputError(field, "is missing", hint="Add it.")
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message[:1].lower() + message[1:]
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # it knows what is allowed; the place is known here
+        return InputError(field, cause.problem, cause.allowed, cause.hint)
     if kind == "value_error":
-        return InputError(field, message)
-    return InputError(field, f"got {describe(got)}", message.removeprefix("should be "))
+        return InputError(field, _lower(error["msg"].removeprefix("Value error, ")))
+    same = [e for place, e in errors if place == location]
+    allowed = " or ".join(dict.fromkeys(_allowed(e) for e in same))
+    return InputError(field, f"got {describe(got)}", allowed)
 
 
-def _is_union_tag(part: Any) -> bool:
-    # pydantic puts the name of the tried union member into the path; users do not know it.
-    return isinstance(part, str) and (
-        part in ("str", "int", "float", "bool", "tuple", "list", "dict")
-        or part[:1].isupper()
-        or "[" in part
-    )
+def _allowed(error: Any) -> str:
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "a mapping"
+    if error["type"] == "too_short":
+        return f"at least {error['ctx']['min_length']} entries"
+    message = _lower(error["msg"].removeprefix("Value error, ").removeprefix("Input "))
+    return message.removeprefix("should be ")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _location(error: Any, data: Any) -> tuple[Any, ...]:
+    """The path of an error in the user's data.
+
+    pydantic puts the name of the tried union member into the path, which users do not know: what
+    is not in the data is left out, unless it is what is missing there.
+    """
+    parts = error["loc"]
+    kept = []
+    for index, part in enumerate(parts):
+        if (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
+        ):
+            data = data[part]
+        elif not (error["type"] == "missing" and index == len(parts) - 1):
+            continue
+        kept.append(part)
+    return tuple(kept)

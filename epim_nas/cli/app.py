@@ -9,15 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from epim_nas._version import __version__
 from epim_nas.cli import cost as cost_command
 from epim_nas.cli import results, run
 from epim_nas.errors import EpimError
+
+_INTERRUPTED = 130
+
+_USAGE_ERROR: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+"""Root of the errors in a command line. Newer Typer has a copy of Click of its own inside, older
+Typer uses Click itself; its public exception leads to the right one."""
 
 app = typer.Typer(
     name="epim-nas",
@@ -70,18 +77,22 @@ def run_command(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="epim-nas", standalone_mode=False)
+        # Commands return nothing; a number is the code of an early exit (--version, Ctrl-C).
+        code = command.main(args=arguments, prog_name="epim-nas", standalone_mode=False)
+        if code == _INTERRUPTED:
+            _say("interrupted")
+        return code if isinstance(code, int) else 0
     except EpimError as error:
         _say(str(error))
         return error.exit_code
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:  # an unknown option or command, a missing argument
-        error.show(file=sys.stderr)
+    except _USAGE_ERROR as error:  # an unknown option or command, a missing argument
+        _say_usage(error)
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has gone; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -90,8 +101,19 @@ def run_command(arguments: list[str] | None = None) -> int:
         _say(f"unexpected {type(error).__name__}: {error}")
         _say("This is a bug; `epim-nas --verbose ...` shows where it happened.")
         return 1
-    return 0
 
 
 def _say(text: str) -> None:
     typer.echo(f"epim-nas: {text}", err=True)
+
+
+def _say_usage(error: Any) -> None:
+    message = error.format_message().strip()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help
+        typer.echo(message, err=True)
+        return
+    path = context.command_path if context is not None else "epim-nas"
+    message = message.replace("Value error, ", "")
+    message += "" if message.endswith((".", "?", ")")) else "."
+    _say(f"{message} Type `{path} --help` for what is allowed.")

@@ -84,7 +84,8 @@ class _QuantizeActivation(torch.autograd.Function):
     def forward(ctx, x, step, low, high):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, step)
         ctx.range = (low, high)
-        return torch.clamp(torch.round(x / step), low, high) * step
+        # In place after the first step: activations are large, and memory is what this costs.
+        return (x / step).round_().clamp_(low, high).mul_(step)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]

@@ -15,12 +15,20 @@ from epim_nas.hardware.mnsim_ini import read_ini
 from epim_nas.schema import apply_overrides, describe, validate
 
 
-def load_chip(name_or_path: str, overrides: Sequence[str] = ()) -> Chip:
+def load_chip(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    field: str = "--hardware",
+    option: str = "--set",
+) -> Chip:
     """The chip of a preset's name, a chip YAML, or an MNSIM 2.0 ``SimConfig.ini``.
 
     Args:
         name_or_path: e.g. ``epim_256``, ``chips/mine.yaml``, ``SimConfig.ini``.
         overrides: ``key.path=value`` changes to the keys of the chip YAML.
+        field: where the chip was named, for messages.
+        option: where the changes were given, for messages.
 
     Raises:
         InputError: the file is missing or a key is unknown, missing or out of range.
@@ -30,14 +38,14 @@ def load_chip(name_or_path: str, overrides: Sequence[str] = ()) -> Chip:
         source = name_or_path
         data = read_ini(Path(name_or_path).expanduser())
     else:
-        path = presets.find("cost_models", name_or_path, "--hardware")
+        path = presets.find("cost_models", name_or_path, field)
         source = str(path)
         data = load_yaml(path)
     if not isinstance(data, dict):
         raise InputError(source, f"got {describe(data)}", "the keys of a chip description")
     if overrides:
-        data = apply_overrides(data, list(overrides), "--set")
-        source = f"{source} with --set"
+        data = apply_overrides(data, list(overrides), option)
+        source = f"{source} with {option}"
     chip = validate(Chip, data, source)
     Components.of(chip)  # What only shows when combined (an SRAM that is not made) fails here.
     return chip

@@ -5,16 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from epim_nas.errors import InputError
 from epim_nas.files import dump_yaml, load_yaml, make_folder, write_json, write_text
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.schema import validate
+
+T = TypeVar("T")
 
 CHANGEABLE = ("executor", "device", "search.trials")
 """Keys that may differ when a run is resumed: where it runs, and how long."""
@@ -112,6 +114,22 @@ class RunFolder:
         except ValueError as error:
             raise InputError(
                 str(path), f"is damaged ({error})", hint="Delete it and run the search again."
+            ) from None
+
+    def parse(self, path: Path, make: Callable[[Any], T]) -> T:
+        """What ``make`` makes of a JSON file of this folder.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        data = self.read_json(path)
+        try:
+            return make(data)
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
+            raise InputError(
+                str(path),
+                f"is damaged ({type(error).__name__}: {error})",
+                hint="Delete it and run the search again.",
             ) from None
 
     def load_config(self) -> RunConfig:

@@ -48,7 +48,7 @@ def load_result(folder: RunFolder) -> RunResult:
             "no design was scored yet",
             hint=f"Go on with `epim-nas search {folder.config} --out {folder.path}`.",
         )
-    space = SearchSpace.from_dict(folder.read_json(folder.space))
+    space = folder.parse(folder.space, SearchSpace.from_dict)
     store = TrialStore(folder.journal, config.objectives, space, read_only=True)
     records = store.records()
     front = front_numbers(records, config.objectives)
@@ -65,7 +65,7 @@ def load_result(folder: RunFolder) -> RunResult:
         config=config.model_dump(mode="json", by_alias=True),
         objectives=tuple(config.objectives),
         budget={"crossbars": folder.read_json(folder.path / "budget.json")["crossbars"]},
-        baseline=Baseline(**folder.read_json(folder.baseline)),
+        baseline=folder.parse(folder.baseline, lambda data: Baseline(**data)),
         trials=tuple(records),
         front=front,
         finalists=tuple(load_finalists(folder, records)),
@@ -152,7 +152,10 @@ def find_trial(result: RunResult, which: str) -> TrialRecord:
         )
     by_number = {record.number: record for record in result.trials}
     on_front = [by_number[number] for number in result.front]
-    return select(on_front, which, result.objectives)
+    try:
+        return select(on_front, which, result.objectives)
+    except InputError as error:
+        raise InputError("--select", error.problem, error.allowed, error.hint) from None
 
 
 def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network: Network) -> None:

@@ -139,7 +139,7 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             records = store.records()
             chosen = choose_finalists(records, config.objectives, config.finalists.count)
             finetune_finalists(
-                setup, space, chosen, folder, executor, reporter, dashboard.add_finalist
+                setup, space, chosen, folder, executor, scorer, reporter, dashboard.add_finalist
             )
         result = load_result(folder)
         write_results(result, folder, setup.cost, setup.network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -30,6 +31,7 @@ from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.knapsack import least_weight
 from epim_nas.study.problem import SearchProblem
+from epim_nas.supernet.evaluation import resolve_device
 from epim_nas.supernet.sensitivity import Table
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Setup:
     @classmethod
     def load(cls, config: RunConfig) -> Setup:
         """Load what a run file names."""
+        resolve_device(config.device)  # a wrong device should not show after the baseline
         chip = load_run_chip(config)
         data = load_data(config.data, config.seed)
         channels = data.input_shape[0]
@@ -160,5 +163,14 @@ def load_run_chip(config: RunConfig) -> Chip:
     Raises:
         InputError: unknown chip or a wrong value in it.
     """
-    overrides = [f"{key}={json.dumps(value)}" for key, value in config.hardware.set.items()]
-    return load_chip(config.hardware.chip, overrides)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in _flat(config.hardware.set)]
+    return load_chip(config.hardware.chip, overrides, field="hardware.chip", option="hardware.set")
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys of possibly nested settings: a group given in part keeps its other keys."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -54,6 +54,8 @@ def finetune_design(
     Returns:
         ``before`` and ``validation_accuracy``, ``test_accuracy``, ``epochs``, ``weights``.
     """
+    if lr is not None and not 0 < lr < 10:
+        raise InputError("--lr", f"got {lr:g}", "a rate greater than 0 and less than 10")
     setup, design = _load(design_file, run, overrides)
     folder = make_folder(out if out is not None else Path("finetuned") / design_file.stem, "--out")
     config = setup.config
@@ -62,7 +64,9 @@ def finetune_design(
     before = _accuracy(setup, model, "validation")
     training = train_config(config.finalists, config.data.batch_size)
     steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
-    training = replace(training, steps=epochs * steps_per_epoch, lr=lr or training.lr)
+    training = replace(
+        training, steps=epochs * steps_per_epoch, lr=training.lr if lr is None else lr
+    )
     checkpoint = folder / "training.state"
     with (reporter or Reporter()).stage("Fine-tuning", training.steps) as advance:
         train(

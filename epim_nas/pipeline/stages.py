@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from epim_nas.files import write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
 from epim_nas.pipeline.config import PRETRAINED, TrainingConfig
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.pareto import front_numbers, select
@@ -92,7 +94,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
         save_weights(model, cached, metadata={"run": config.name})
         (folder.checkpoints / "baseline.state").unlink(missing_ok=True)
     if folder.baseline.exists():
-        return Baseline(**folder.read_json(folder.baseline))
+        return folder.parse(folder.baseline, lambda data: Baseline(**data))
     with timed(folder, "baseline"):
         accuracy = {
             split: evaluate(
@@ -263,8 +265,10 @@ def run_trials(
             outcome = executor.wait()
             assert isinstance(outcome.key, int)
             trial, pending = in_flight.pop(outcome.key)
-            metrics = None
-            if not outcome.error:
+            metrics, error = None, outcome.error
+            if not error and not math.isfinite(outcome.value.loss):
+                error = "the network's output is not finite"
+            if not error:
                 metrics = setup.metrics(problem.space.design(pending.row)) | {
                     "sensitivity": problem.total(problem.sensitivity, pending.row),
                     "accuracy": outcome.value.accuracy,
@@ -277,17 +281,17 @@ def run_trials(
                 constraints=constraints,
                 finished_at=time.time(),
                 seconds=outcome.seconds,
-                error=outcome.error,
+                error=error,
             )
             done += 1
             if metrics is None:
                 failures += 1
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                log.warning("trial %d failed: %s", stored.number, outcome.error)
+                log.warning("trial %d failed: %s", stored.number, error)
                 if failures >= _MAX_FAILURES:
                     raise EpimError(
                         f"{failures} evaluations failed in a row, the last with "
-                        f"{outcome.error}; what was finished is saved"
+                        f"{error}; what was finished is saved"
                     )
                 continue
             failures = 0
@@ -343,11 +347,13 @@ def finetune_finalists(
     finalists: Sequence[TrialRecord],
     folder: RunFolder,
     executor: Executor,
+    scorer: Scorer,
     reporter: Reporter,
     on_finalist: Callable[[Finalist], None] = lambda finalist: None,
 ) -> list[Finalist]:
     """Train the finalists on their own; those that are stored are not trained again."""
     config = train_config(setup.config.finalists, setup.config.data.batch_size)
+    steps = config.steps
     folder.finalists.mkdir(parents=True, exist_ok=True)
     waiting: dict[int, TrialRecord] = {}
     for record in finalists:
@@ -356,7 +362,7 @@ def finetune_finalists(
     started = len(finalists) - len(waiting)
     with (
         timed(folder, "finalists"),
-        reporter.stage("Finalists", len(finalists), started) as advance,
+        reporter.stage("Finalists", len(finalists) * steps, started * steps) as advance,
     ):
         for record in waiting.values():
             weights = finalist_file(folder, record.number).with_suffix(".safetensors")
@@ -370,6 +376,8 @@ def finetune_finalists(
                 str(weights.resolve()),
             )
         for done in range(started, len(finalists)):
+            # Steps are seen where the work is done in this process; elsewhere, whole designs.
+            scorer.progress = partial(_advance_from, advance, done * steps)
             outcome = executor.wait()
             assert isinstance(outcome.key, int)
             if outcome.error:
@@ -377,11 +385,15 @@ def finetune_finalists(
                 continue
             result: FinetuneResult = outcome.value
             write_json(finalist_file(folder, outcome.key), {"trial": outcome.key, **asdict(result)})
-            advance(done + 1, f"top-1 {100 * result.validation_accuracy:.1f} %")
+            advance((done + 1) * steps, f"top-1 {100 * result.validation_accuracy:.1f} %")
     stored = load_finalists(folder, finalists)
     for finalist in stored:
         on_finalist(finalist)
     return stored
+
+
+def _advance_from(advance: Advance, start: int, step: int, loss: float) -> None:
+    advance(start + step, f"loss {loss:.3f}")
 
 
 def finalist_file(folder: RunFolder, number: int) -> Path:

@@ -34,7 +34,8 @@ def serve_tensorboard(folder: Path, host: str, port: int) -> None:
         log.warning("everyone who reaches %s:%d can see this dashboard", host, port)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
     command += ["--host", host, "--port", str(port)]
-    log.info("TensorBoard on http://%s:%d (Ctrl-C ends it)", host, port)
+    if port:
+        log.info("TensorBoard on http://%s:%d (Ctrl-C ends it)", host, port)
     try:
         status = subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:

@@ -186,7 +186,7 @@ TERMINAL_COLUMNS: tuple[Column, ...] = (
     ("bits", lambda row: f"{row.bits_compression:.2f}"),
     ("ms", lambda row: millis(row.latency_ns)),
     ("mJ", lambda row: millis(row.energy_nj)),
-    ("note", lambda row: row.selected.replace(" ", ", ").replace("best-", "")),
+    ("note", lambda row: row.selected.replace("best-accuracy", "top-1").replace("best-", "")),
 )
 """The same for a terminal of 80 columns."""
 
@@ -223,7 +223,8 @@ def rich_table(result: RunResult) -> Table:
         pad_edge=False,
     )
     for heading, _ in TERMINAL_COLUMNS:
-        table.add_column(heading, justify="left" if heading == "note" else "right")
+        note = heading == "note"
+        table.add_column(heading, justify="left" if note else "right", no_wrap=not note)
     for row in rows:
         style = "dim" if row.trial is None else "bold" if "knee" in row.selected else ""
         # Text, not str: a name from outside must not be read as console markup.

@@ -93,7 +93,7 @@ class TrialStore:
                     directions=directions,
                     load_if_exists=True,
                 )
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(
                 str(path),
                 f"is not an Optuna journal ({error})",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,9 +75,19 @@ class Scorer:
         self._teacher = teacher
         self._data = data
         self._settings = settings
+        self.progress: Callable[[int, float], None] | None = None
+        """Called with (step, loss) while a design is trained; stays in this process."""
         self._calibration = data.calibration_batches(
             settings.calibration_images, settings.batch_size, settings.seed
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker may have another device than the driver, or none: networks travel on the CPU.
+        state = dict(self.__dict__)
+        for name in ("_supernet", "_teacher"):
+            state[name] = copy.deepcopy(state[name]).cpu()
+        state["progress"] = None
+        return state
 
     def score(self, row: Sequence[int]) -> Score:
         """Search-validation accuracy of a design: switch, recalibrate, measure."""
@@ -110,6 +122,7 @@ class Scorer:
             precision=self._settings.precision,
             teacher=self._teacher,
             checkpoint=Path(checkpoint),
+            progress=self.progress,
         )
         after = self._measure(model, "validation").accuracy
         if after < before:

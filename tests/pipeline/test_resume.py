@@ -15,6 +15,8 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from epim_nas.cli.app import run_command
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.store import Pending, TrialStore
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run, write_run
 
@@ -179,3 +181,22 @@ def test_a_run_file_that_failed_can_be_corrected(
     corrected = write_run(tmp_path, model__weights="no.safetensors")
     assert run_command(["search", str(corrected), "--out", str(folder)]) == 2
     assert "model.weights" in capsys.readouterr().err
+
+
+def test_proposals_in_flight_outlive_a_second_kill(finished: Path, tmp_path: Path) -> None:
+    # With several workers a driver has several; killed twice, it must not forget the second.
+    space = SearchSpace.from_dict(json.loads((finished / "space.json").read_text()))
+
+    def opened() -> TrialStore:
+        return TrialStore(tmp_path / "study.journal", ["accuracy", "latency_ns"], space)
+
+    smallest = tuple(0 for _ in space.groups)
+    largest = tuple(len(group) - 1 for group in space.groups)
+    proposals = [Pending(0, smallest, "seed"), Pending(1, largest, "search")]
+    first = opened()
+    for pending in proposals:
+        first.begin(pending)
+    second = opened()
+    assert second.left_over() == proposals
+    second.begin(proposals[0])
+    assert opened().left_over() == proposals

@@ -1,0 +1,103 @@
+"""What an import costs, and the help of every command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import lru_cache
+
+import pytest
+import typer
+
+from epim_nas.cli.app import app, run_command
+
+HEAVY = ("torch", "optuna", "ray", "matplotlib", "plotly", "torchvision", "timm", "tensorboard")
+COMMANDS = sorted(command.name or "" for command in app.registered_commands)
+
+
+@lru_cache(maxsize=32)
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a statement loads in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+def test_the_package_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import epim_nas")
+    assert "epim_nas" in loaded
+    assert not loaded & {*HEAVY, "numpy", "scipy", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["epim_nas.hardware", "epim_nas.space", "epim_nas.study.knapsack", "epim_nas.network"],
+)
+def test_parts_without_gradients_load_without_torch(module: str) -> None:
+    assert not loaded_by(f"import {module}") & set(HEAVY)
+
+
+def test_a_search_loads_ray_and_figures_only_where_they_are_used() -> None:
+    loaded = loaded_by("import epim_nas.pipeline.search")
+    assert "torch" in loaded  # the check can see what is loaded
+    assert not loaded & {"ray", "matplotlib", "plotly", "torchvision", "timm"}
+
+
+def test_every_public_name_can_be_imported() -> None:
+    loaded_by("import epim_nas\nfor name in epim_nas.__all__: getattr(epim_nas, name)")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([name, "--help"]) == 0
+    captured = capsys.readouterr()
+    # Once in the line of the usage, and at least once more in an example.
+    assert captured.out.count(f"epim-nas {name}") >= 2
+    assert captured.err == ""
+
+
+def test_the_commands_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert {"search", "pareto", "export", "finetune", "evaluate", "cost", "presets"} <= set(
+        COMMANDS
+    )
+    for name in COMMANDS:
+        assert name in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from epim_nas import __version__
+
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"epim-nas {__version__}\n"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupt_is_not_a_success(
+    stop: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import epim_nas.pipeline.catalogue
+
+    def interrupted() -> None:
+        raise stop
+
+    monkeypatch.setattr(epim_nas.pipeline.catalogue, "catalogue", interrupted)
+    assert run_command(["presets"]) == 130
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.err
+    assert captured.out == ""
+
+
+def test_presets_json_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert run_command(["presets", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert {"run files", "search spaces", "chips", "networks", "data sets"} <= set(entries)
+    assert "demo" in entries["run files"]
+    assert "xbar_64" in entries["chips"]
