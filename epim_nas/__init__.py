@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from epim_nas.errors import EpimError, InputError
     from epim_nas.hardware import Chip, CostModel, load_chip
     from epim_nas.network import LayerSpec, Network, load_network, trace
-    from epim_nas.pipeline.search import search
+    from epim_nas.pipeline.driver import search
     from epim_nas.space import SearchSpace
 
 __all__ = [

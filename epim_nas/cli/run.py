@@ -33,11 +33,11 @@ def search(
     """
     from rich.console import Console
 
+    from epim_nas.pipeline.driver import resolve_run
+    from epim_nas.pipeline.driver import search as run_search
     from epim_nas.pipeline.folder import RunFolder
     from epim_nas.pipeline.progress import log_to_file
     from epim_nas.pipeline.results import best_number, relative
-    from epim_nas.pipeline.search import resolve_run
-    from epim_nas.pipeline.search import search as run_search
     from epim_nas.report.tables import rich_table
 
     config, folder_path = resolve_run(run, out, set_)

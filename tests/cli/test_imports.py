@@ -40,7 +40,7 @@ def test_parts_without_gradients_load_without_torch(module: str) -> None:
 
 
 def test_a_search_loads_ray_and_figures_only_where_they_are_used() -> None:
-    loaded = loaded_by("import epim_nas.pipeline.search")
+    loaded = loaded_by("import epim_nas.pipeline.driver")
     assert "torch" in loaded  # the check can see what is loaded
     assert not loaded & {"ray", "matplotlib", "plotly", "torchvision", "timm"}
 
