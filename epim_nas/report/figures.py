@@ -49,9 +49,7 @@ DRAWN_BARS: tuple[tuple[str, str, str, Callable[[LayerRow], float | None]], ...]
 """(name, axis label, colour, value of a layer) of the per-layer charts."""
 
 
-def front_figure(
-    result: RunResult, axes: Sequence[str] = ("compression", "latency_ns"), title: str = ""
-) -> Figure:
+def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: str = "") -> Figure:
     """Top-1 accuracy against costs, one panel each.
 
     Shown are trials that break a budget (grey), exact seeds, proposals of the search, the front of
@@ -61,12 +59,14 @@ def front_figure(
 
     Args:
         result: the run, finished or under way.
-        axes: metrics of the panels, keys of :data:`AXES`.
+        axes: metrics of the panels, keys of :data:`AXES`; by default the first two costs that
+            were searched for (crossbars as compression), since only they spread the front.
         title: above the figure; the run's name by default.
 
     Raises:
         InputError: matplotlib is not installed.
     """
+    axes = axes or _searched_axes(result)
     figure = _new_figure(5.2 * len(axes), 4.6)
     panels = [figure.add_subplot(1, len(axes), column + 1) for column in range(len(axes))]
     low = _lowest_accuracy(result)
@@ -79,6 +79,11 @@ def front_figure(
     )
     figure.suptitle(title or f"{result.name}: accuracy against cost", fontsize=12, color=INK)
     return figure
+
+
+def _searched_axes(result: RunResult) -> list[str]:
+    named = ["compression" if name == "crossbars" else name for name in result.objectives]
+    return [name for name in named if name in AXES][:2] or ["compression"]
 
 
 def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:

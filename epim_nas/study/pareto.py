@@ -87,18 +87,17 @@ def non_dominated(points: npt.ArrayLike, maximise: Sequence[bool]) -> npt.NDArra
     if values.ndim != 2 or values.shape[1] != len(maximise):
         raise ValueError(f"points of shape {values.shape} for {len(maximise)} objectives")
     losses = np.where(np.asarray(maximise, dtype=bool), -values, values)
-    keep = np.ones(len(losses), dtype=bool)
     # Whoever dominates a point comes before it in lexicographic order, and one of its dominators
-    # is on the front: comparing with the front so far is enough.
-    front: list[int] = []
-    for index in np.lexsort(losses.T[::-1]):
-        rivals = losses[front]
-        no_worse = (rivals <= losses[index]).all(axis=1)
-        better = (rivals < losses[index]).any(axis=1)
-        if bool((no_worse & better).any()):
-            keep[index] = False
-        else:
-            front.append(int(index))
+    # is on the front: striking out what each point of the front dominates is enough.
+    order = np.lexsort(losses.T[::-1])
+    ordered = losses[order]
+    on_front = np.ones(len(losses), dtype=bool)
+    for index, point in enumerate(ordered):
+        if on_front[index]:
+            rest = ordered[index + 1 :]
+            on_front[index + 1 :] &= ~((point <= rest).all(axis=1) & (point < rest).any(axis=1))
+    keep = np.empty(len(losses), dtype=bool)
+    keep[order] = on_front
     return keep
 
 

@@ -20,7 +20,7 @@ class SearchProblem:
         crossbars: crossbars of each choice.
         sensitivity: expected loss (nats) of each choice.
         costs: metric (``latency_ns``, ``energy_nj``, ...) -> additive cost of each choice.
-        budget: largest number of crossbars of a design, without ``fixed_crossbars``.
+        budget: largest number of crossbars of a design.
     """
 
     space: SearchSpace

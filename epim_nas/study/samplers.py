@@ -28,7 +28,7 @@ def distributions(problem: SearchProblem) -> dict[str, BaseDistribution]:
 
 def row_of(params: Mapping[str, Any], problem: SearchProblem) -> Row:
     """The row of a trial's parameters."""
-    return tuple(int(params[group.name]) for group in problem.space.groups)
+    return tuple([int(params[group.name]) for group in problem.space.groups])
 
 
 def params_of(row: Sequence[int], problem: SearchProblem) -> dict[str, int]:
@@ -91,15 +91,23 @@ class _FeasibleSampler(BaseSampler):
 class EpitomeSampler(_FeasibleSampler):
     """Evolution around the measured front: crossover of parents on it, local moves, exact repair.
 
+    Of a pool of children one is evaluated: the best under a random weighting of the additive
+    scores (as ParEGO weighs its objectives; Knowles, 2006). So every direction of the front is
+    tried, and children that the scores already know to be poor are not.
+
     Args:
         problem: space, scores and budget.
         seed: seed of the search.
         crossover: probability of two parents instead of one.
+        pool: children to choose from.
     """
 
-    def __init__(self, problem: SearchProblem, seed: int, crossover: float = 0.5) -> None:
+    def __init__(
+        self, problem: SearchProblem, seed: int, crossover: float = 0.5, pool: int = 8
+    ) -> None:
         super().__init__(problem, seed)
         self._crossover = crossover
+        self._pool = pool
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
@@ -108,11 +116,16 @@ class EpitomeSampler(_FeasibleSampler):
         parents = _front_rows(study, self._problem)
         if not parents:
             return [int(rng.integers(len(group))) for group in self._problem.space.groups]
-        child = list(parents[rng.integers(len(parents))])
+        children = [self._child(parents, rng) for _ in range(self._pool)]
+        weights = rng.dirichlet(np.ones(1 + len(self._problem.costs)))
+        return children[int(np.argmin(_scaled_scores(children, self._problem) @ weights))]
+
+    def _child(self, parents: Sequence[Row], rng: np.random.Generator) -> Row:
+        child: Sequence[int] = parents[int(rng.integers(len(parents)))]
         if len(parents) > 1 and rng.random() < self._crossover:
-            other = parents[rng.integers(len(parents))]
+            other = parents[int(rng.integers(len(parents)))]
             child = [a if rng.random() < 0.5 else b for a, b in zip(child, other, strict=True)]
-        return mutate(child, self._problem, rng, int(rng.integers(1, 4)))
+        return self._problem.repair(mutate(child, self._problem, rng, int(rng.integers(1, 4))))
 
 
 class RepairedSampler(_FeasibleSampler):
@@ -169,13 +182,28 @@ def mutate(
     return child
 
 
+def _scaled_scores(
+    rows: Sequence[Row], problem: SearchProblem
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(rows, 1 + costs) additive scores, each scaled to 0 (best of the rows) .. 1 (worst)."""
+    # Accuracy falls with the logarithm of the expected loss rather than with the loss.
+    losses = [np.log(max(problem.total(problem.sensitivity, row), 1e-12)) for row in rows]
+    columns = [losses] + [
+        [problem.total(scores, row) for row in rows] for scores in problem.costs.values()
+    ]
+    table = np.array(columns, dtype=np.float64).T
+    low = table.min(axis=0)
+    spread = table.max(axis=0) - low
+    return (table - low) / np.where(spread > 0, spread, 1.0)
+
+
 def _known_rows(study: optuna.Study, number: int, problem: SearchProblem) -> set[Row]:
     trials = study.get_trials(deepcopy=False)
-    names = {group.name for group in problem.space.groups}
+    size = len(problem.space)  # a waiting trial has no parameters yet, nor has a failed ask
     return {
         row_of(trial.params, problem)
         for trial in trials
-        if trial.number != number and names <= trial.params.keys()
+        if trial.number != number and len(trial.params) == size
     }
 
 

@@ -100,10 +100,12 @@ class TrialStore:
                 hint="Move the file away, or give another run folder.",
             ) from None
         identity = {"space": space.digest, "objectives": list(self.objectives)}
-        self._check_settings(identity | dict(settings or {}))
+        self._check_settings(identity | dict(settings or {}), read_only)
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any], read_only: bool) -> None:
         stored = self.study.user_attrs.get("settings")
+        if stored is None and read_only:
+            return  # the driver has not noted them yet, and a reader does not know them all
         if stored is None:
             self.study.set_user_attr("settings", settings)
             with warnings.catch_warnings():
@@ -150,8 +152,19 @@ class TrialStore:
         finished_at: float,
         seconds: float,
         error: str = "",
+        sampler_state: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
         """Store a finished trial durably; ``metrics`` None marks it failed.
+
+        Args:
+            pending: the proposal.
+            metrics: what was measured.
+            constraints: name -> value; at most 0 where the constraint is kept.
+            finished_at: seconds since 1970.
+            seconds: seconds that the evaluation took.
+            error: why it failed.
+            sampler_state: what the sampler noted in the trial (NSGA-II and III: its generation);
+                a resumed search needs it.
 
         Returns:
             The stored trial, with its number.
@@ -181,6 +194,7 @@ class TrialStore:
                 for group in self._space.groups
             },
             user_attrs=attributes,
+            system_attrs=dict(sampler_state or {}),
             constraints=dict(constraints),
         )
         self.study.add_trial(trial)
