@@ -175,6 +175,9 @@ COLUMNS: tuple[Column, ...] = (
 """Headings and texts of the table for people."""
 
 
+_BEST_IN = {"best-accuracy": "super", "best-latency": "ms", "best-energy": "mJ"}
+"""Selection -> the column of the terminal's table in which it is best."""
+
 TERMINAL_COLUMNS: tuple[Column, ...] = (
     ("trial", lambda row: "dense" if row.trial is None else str(row.trial)),
     ("super", lambda row: percent(row.supernet_top1)),
@@ -186,7 +189,7 @@ TERMINAL_COLUMNS: tuple[Column, ...] = (
     ("bits", lambda row: f"{row.bits_compression:.2f}"),
     ("ms", lambda row: millis(row.latency_ns)),
     ("mJ", lambda row: millis(row.energy_nj)),
-    ("note", lambda row: row.selected.replace("best-accuracy", "top-1").replace("best-", "")),
+    ("note", lambda row: " ".join(_BEST_IN.get(which, which) for which in row.selected.split())),
 )
 """The same for a terminal of 80 columns."""
 
