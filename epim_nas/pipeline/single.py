@@ -27,7 +27,6 @@ from epim_nas.supernet.training import train
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 500
-CALIBRATION_IMAGES = 1000
 
 
 def finetune_design(
@@ -182,8 +181,9 @@ def _start(setup: Setup, design: Design) -> nn.Module:
 
 
 def _recalibrate(setup: Setup, model: nn.Module) -> None:
+    # The images that the search recalibrates with, so that both measure the same.
     batches = setup.data.calibration_batches(
-        CALIBRATION_IMAGES, EVALUATION_BATCH, setup.config.seed + 3
+        setup.config.search.calibration_images, EVALUATION_BATCH, setup.config.seed + 3
     )
     recalibrate_batch_norm(model, batches, setup.config.device, setup.config.precision)
 

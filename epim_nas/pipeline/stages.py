@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -27,7 +28,7 @@ from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.pareto import front_numbers, select
 from epim_nas.study.problem import SearchProblem, exact_seeds
 from epim_nas.study.results import Baseline, Finalist, TrialRecord
-from epim_nas.study.samplers import distributions, mutate, params_of
+from epim_nas.study.samplers import distributions, mutate, params_of, row_of
 from epim_nas.study.store import Pending, TrialStore
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.evaluation import evaluate, resolve_device
@@ -240,7 +241,7 @@ def run_trials(
         sampler=strategy.make(problem, config.seed),
     )
     _replay(study, store, problem, seeds)
-    scored = {trial_row(trial.params, problem) for trial in store.trials()}
+    scored = {row_of(trial.params, problem) for trial in store.trials()}
     in_flight: dict[int, tuple[optuna.Trial, Pending]] = {}
     failures = 0
     done = len(store.trials())
@@ -250,10 +251,12 @@ def run_trials(
                 trial = study.ask(distributions(problem))
                 pending = Pending(
                     trial.number,
-                    trial_row(trial.params, problem),
+                    row_of(trial.params, problem),
                     "seed" if trial.number < len(seeds) else "search",
+                    _sampler_state(study, trial.number),
                 )
                 if pending.row in scored:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     break
                 scored.add(pending.row)
                 store.begin(pending)
@@ -301,11 +304,6 @@ def run_trials(
             on_trial(store.record(stored))
 
 
-def trial_row(params: dict[str, int], problem: SearchProblem) -> Row:
-    """The row of a trial's parameters."""
-    return tuple(int(params[group.name]) for group in problem.space.groups)
-
-
 def _replay(
     study: optuna.Study, store: TrialStore, problem: SearchProblem, seeds: Sequence[Row]
 ) -> None:
@@ -320,9 +318,22 @@ def _replay(
         if asked in stored:
             study.add_trial(stored[asked])
         elif asked in waiting:
-            study.enqueue_trial(params_of(waiting[asked].row, problem))
+            # As `enqueue_trial` does it, with what the sampler had noted.
+            state = {"fixed_params": params_of(waiting[asked].row, problem)}
+            state |= waiting[asked].sampler_state
+            study.add_trial(
+                optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=state)
+            )
+        else:  # it proposed a known design: nothing was stored, but its number is taken
+            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
     for row in seeds[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial(params_of(row, problem))
+
+
+def _sampler_state(study: optuna.Study, number: int) -> dict[str, Any]:
+    """What the sampler noted in a trial of the study in memory."""
+    attributes = study.get_trials(deepcopy=False)[number].system_attrs
+    return {key: value for key, value in attributes.items() if key != "fixed_params"}
 
 
 def choose_finalists(
@@ -384,7 +395,9 @@ def finetune_finalists(
                 log.warning("fine-tuning of trial %d failed: %s", outcome.key, outcome.error)
                 continue
             result: FinetuneResult = outcome.value
-            write_json(finalist_file(folder, outcome.key), {"trial": outcome.key, **asdict(result)})
+            path = finalist_file(folder, outcome.key)
+            write_json(path, {"trial": outcome.key, **asdict(result)})
+            path.with_suffix(".state").unlink(missing_ok=True)
             advance((done + 1) * steps, f"top-1 {100 * result.validation_accuracy:.1f} %")
     stored = load_finalists(folder, finalists)
     for finalist in stored:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from epim_nas.space.space import Row
@@ -151,12 +151,27 @@ class RepairedSampler(_FeasibleSampler):
         # Optuna's samplers remember of earlier trials they read from the study.
         inner = self._make(int(rng.integers(2**31)))
         inner.before_trial(study, trial)
+        if isinstance(inner, BaseGASampler):
+            self._select_parents(study, inner.get_trial_generation(study, trial))
         inner_space = inner.infer_relative_search_space(study, trial)
         params = inner.sample_relative(study, trial, inner_space) if inner_space else {}
         for name, distribution in distributions(self._problem).items():
             if name not in params:
                 params[name] = inner.sample_independent(study, trial, name, distribution)
         return row_of(params, self._problem)
+
+    def _select_parents(self, study: optuna.Study, generation: int) -> None:
+        """Let a genetic sampler select the parents of each generation up to this one.
+
+        Optuna keeps a selection in the study, so each is made once; here it depends on the seed
+        and the generation alone, and a resumed search makes the same one.
+        """
+        for number in range(1, generation + 1):
+            selector = self._make(
+                int(np.random.default_rng([self._seed, 1, number]).integers(2**31))
+            )
+            assert isinstance(selector, BaseGASampler)
+            selector.get_parent_population(study, number)
 
 
 def mutate(

@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ class Pending:
         asked: number of the proposal.
         row: the design.
         origin: seed or search.
+        sampler_state: what the sampler noted in the trial (NSGA-II and III: its generation); a
+            resumed search needs it.
     """
 
     asked: int
     row: Row
     origin: Origin
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TrialStore:
@@ -152,7 +155,6 @@ class TrialStore:
         finished_at: float,
         seconds: float,
         error: str = "",
-        sampler_state: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
         """Store a finished trial durably; ``metrics`` None marks it failed.
 
@@ -163,8 +165,6 @@ class TrialStore:
             finished_at: seconds since 1970.
             seconds: seconds that the evaluation took.
             error: why it failed.
-            sampler_state: what the sampler noted in the trial (NSGA-II and III: its generation);
-                a resumed search needs it.
 
         Returns:
             The stored trial, with its number.
@@ -194,7 +194,7 @@ class TrialStore:
                 for group in self._space.groups
             },
             user_attrs=attributes,
-            system_attrs=dict(sampler_state or {}),
+            system_attrs=dict(pending.sampler_state),
             constraints=dict(constraints),
         )
         self.study.add_trial(trial)
@@ -214,7 +214,10 @@ class TrialStore:
             return []
         try:
             entries = json.loads(self._sidecar.read_text())
-            found = [Pending(e["asked"], tuple(e["row"]), e["origin"]) for e in entries]
+            found = [
+                Pending(e["asked"], tuple(e["row"]), e["origin"], e.get("sampler_state", {}))
+                for e in entries
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise EpimError(f"{self._sidecar}: cannot be read ({error}); delete it") from None
         stored = {trial.user_attrs.get("asked") for trial in self.trials()}
@@ -225,7 +228,12 @@ class TrialStore:
 
     def _write_pending(self) -> None:
         entries = [
-            {"asked": p.asked, "row": list(p.row), "origin": p.origin}
+            {
+                "asked": p.asked,
+                "row": list(p.row),
+                "origin": p.origin,
+                "sampler_state": dict(p.sampler_state),
+            }
             for p in self._pending.values()
         ]
         write_json(self._sidecar, entries)

@@ -17,6 +17,9 @@ from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
 
+_CHECKPOINT_EVERY = 50
+"""Steps of a fine-tuning that a kill may cost."""
+
 
 @dataclass(frozen=True)
 class ScoreSettings:
@@ -107,7 +110,8 @@ class Scorer:
             row: the design.
             config: how to train.
             seed: seed of the training.
-            checkpoint: file of the training's state; it is resumed where there is one.
+            checkpoint: file of the training's state; it is resumed where there is one. It stays:
+                only who has stored the result can delete it without losing the training.
             weights: file for the resulting epitomes (safetensors).
         """
         model = self._supernet.extract(row)
@@ -122,6 +126,7 @@ class Scorer:
             precision=self._settings.precision,
             teacher=self._teacher,
             checkpoint=Path(checkpoint),
+            checkpoint_every=_CHECKPOINT_EVERY,
             progress=self.progress,
         )
         after = self._measure(model, "validation").accuracy
@@ -129,7 +134,6 @@ class Scorer:
             model.load_state_dict(start)
         test = self._evaluate(model, "test")
         save_weights(model, weights, metadata={"validation_accuracy": f"{max(after, before):.4f}"})
-        Path(checkpoint).unlink(missing_ok=True)
         return FinetuneResult(result.steps, before, max(after, before), test.accuracy, result.curve)
 
     def _measure(self, model: nn.Module, split: str) -> Score:

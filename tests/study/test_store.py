@@ -121,3 +121,19 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, problem: SearchPro
     (tmp_path / "study.journal").write_text("not a journal\n")
     with pytest.raises(InputError, match="journal"):
         open_store(tmp_path, problem)
+
+
+def test_a_reader_that_comes_before_the_settings_writes_nothing(
+    tmp_path: Path, problem: SearchProblem
+) -> None:
+    # As a driver leaves it that is killed between making the study and noting its settings.
+    journal = tmp_path / "study.journal"
+    optuna.create_study(
+        study_name=STUDY_NAME, storage=open_journal(journal), directions=["maximize", "minimize"]
+    )
+    before = journal.read_bytes()
+    reader = TrialStore(journal, OBJECTIVES, problem.space, read_only=True)
+    assert reader.records() == []
+    assert journal.read_bytes() == before
+    open_store(tmp_path, problem, budget=7)
+    open_store(tmp_path, problem, budget=7)
