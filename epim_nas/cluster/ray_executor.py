@@ -51,7 +51,12 @@ class RayExecutor(Executor):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             _start(ray, address, workers, cpus)
-        _check_resources(ray, workers, cpus, gpus)
+        try:
+            _check_resources(ray, workers, cpus, gpus)
+        except InputError:
+            if self._started_ray:
+                ray.shutdown()
+            raise
         # Kept: an actor that restarts fetches it again, and Ray drops what nobody holds.
         self._payload = ray.put(factory())
         actor_class = ray.remote(_Actor)

@@ -8,7 +8,7 @@ The plan is the single source of truth about an epitome layer. The operator gath
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil
 
@@ -153,6 +153,10 @@ class SamplingPlan:
         shape = EpitomeShape(out_total, in_total, height, width)
         return cls.build(conv_shape, shape, groups=groups)
 
+    def __getstate__(self) -> dict[str, object]:
+        # What is cached can be computed again; it is larger than the plan by far.
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
     @property
     def is_identity(self) -> bool:
         """Whether the epitome is the weight itself."""
@@ -207,8 +211,17 @@ class SamplingPlan:
     @cached_property
     def repeats(self) -> IntArray:
         """(Oe, Ie, He, We) how many elements of the weight each epitome element fills."""
-        counts = np.bincount(self.weight_index.ravel(), minlength=self.shape.size)
-        counts = counts.astype(np.int64).reshape(self.shape.as_tuple)
+        # Patch by patch, not from `weight_index`, which takes 8 bytes for every weight.
+        counts = np.zeros(self.shape.as_tuple, dtype=np.int64)
+        _, _, kernel_h, kernel_w = self.conv_shape
+        for patch in self.patches:
+            shifted = (np.arange(patch.in_channels) + patch.rotation) % self.patch[1]
+            counts[
+                patch.source_out : patch.source_out + patch.out_channels,
+                patch.source_in + shifted,
+                patch.top : patch.top + kernel_h,
+                patch.left : patch.left + kernel_w,
+            ] += 1
         return counts
 
     @cached_property

@@ -153,7 +153,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` rounded to the grid, same shape and dtype."""
         if not self._ready:
-            if float(self.step.detach()) > 0:
+            if float(self.step.detach()) != 0:
                 self._set_ready(bool(self.signed))
             else:
                 self.calibrate(x.detach())

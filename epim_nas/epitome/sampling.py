@@ -6,10 +6,9 @@ Both read nothing but the :class:`~epim_nas.epitome.plan.SamplingPlan`.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from epim_nas.epitome.plan import Patch, SamplingPlan
 
@@ -73,23 +72,32 @@ def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None
     """
     if plan.is_identity:
         return weight
-    index = _flat_index(plan, weight.device)
-    flat = weight.reshape(-1)
-    zeros = flat.new_zeros(plan.shape.size)
     if importance is None:
-        total = zeros.index_add(0, index, flat)
         count = torch.as_tensor(plan.repeats, device=weight.device, dtype=weight.dtype)
-        mean = total / count.reshape(-1).clamp(min=1)
-    else:
-        factor = importance.reshape(-1).to(weight.dtype)
-        # A vanishing importance everywhere would lose the element; a tiny floor keeps the mean.
-        factor = factor + factor.mean().clamp(min=torch.finfo(weight.dtype).tiny) * 1e-6
-        total = zeros.index_add(0, index, flat * factor)
-        norm = zeros.index_add(0, index, factor)
-        mean = total / torch.where(norm > 0, norm, torch.ones_like(norm))
-    return mean.reshape(plan.shape.as_tuple)
+        return _collect(weight, plan) / count.clamp(min=1)
+    factor = importance.to(weight.dtype)
+    # A vanishing importance everywhere would lose the element; a tiny floor keeps the mean.
+    factor = factor + factor.mean().clamp(min=torch.finfo(weight.dtype).tiny) * 1e-6
+    norm = _collect(factor, plan)
+    return _collect(weight * factor, plan) / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-@lru_cache(maxsize=1024)
-def _flat_index(plan: SamplingPlan, device: torch.device) -> Tensor:
-    return torch.tensor(plan.weight_index.ravel(), device=device)
+def _collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
+    """The sum over the replicas of every epitome element: the adjoint of :func:`expand`."""
+    _, _, kernel_h, kernel_w = plan.conv_shape
+    total = weight.new_zeros(plan.shape.as_tuple)
+    for patch in plan.patches:
+        slab = weight[
+            patch.target_out : patch.target_out + patch.out_channels,
+            patch.target_in : patch.target_in + patch.in_channels,
+        ]
+        if patch.rotation:
+            missing = plan.patch[1] - patch.in_channels
+            slab = functional.pad(slab, (0, 0, 0, 0, 0, missing)).roll(patch.rotation, dims=1)
+        total[
+            patch.source_out : patch.source_out + patch.out_channels,
+            patch.source_in : patch.source_in + slab.shape[1],
+            patch.top : patch.top + kernel_h,
+            patch.left : patch.left + kernel_w,
+        ] += slab
+    return total

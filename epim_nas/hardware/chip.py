@@ -215,8 +215,3 @@ class Chip(Strict):
         data = self.to_dict()
         data.pop("name")
         return digest_of(data)
-
-    @property
-    def physical_crossbars_per_pe(self) -> int:
-        """Crossbars in a PE; a positive/negative pair counts as one in every reported number."""
-        return self.mapping.groups * self.mapping.polarity

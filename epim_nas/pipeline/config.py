@@ -126,6 +126,7 @@ class SearchConfig(Strict):
         strategy: name of a strategy.
         trials: designs to score in all, seeds included.
         seeds: how many exact solutions are scored first.
+        batch_size: images in a batch of an evaluation.
         calibration_images: augmented training images to recalibrate batch norm with.
         validation_images: search-validation images to score with; None for all.
     """
@@ -133,6 +134,7 @@ class SearchConfig(Strict):
     strategy: str = "epitome"
     trials: Positive = 60
     seeds: Positive = 12
+    batch_size: Positive = 500
     calibration_images: Positive = 1000
     validation_images: Positive | None = None
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -209,10 +209,6 @@ class RunFolder:
         known = self.read_json(self.progress) if self.progress.exists() else {}
         known[stage] = round(known.get(stage, 0.0) + seconds, 3)
         write_json(self.progress, known)
-
-    def save_dataclass(self, path: Path, value: Any) -> None:
-        """Write a dataclass as JSON."""
-        write_json(path, asdict(value))
 
 
 def _different(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -166,6 +166,9 @@ def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network
     by_number = {record.number: record for record in result.trials}
     write_front_csv(result, folder.path / "front.csv")
     shown = list(dict.fromkeys([*result.front, *(f.number for f in result.finalists)]))
+    for stale in folder.designs.glob("trial-*.yaml"):
+        if int(stale.stem.removeprefix("trial-")) not in shown:
+            stale.unlink()  # left the front when the search went on
     for number in shown:
         design = full_design(result, by_number[number], cost)
         design.save(folder.designs / f"trial-{number:04d}.yaml")

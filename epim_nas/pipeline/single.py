@@ -20,13 +20,11 @@ from epim_nas.pipeline.config import PRETRAINED, load_run_config
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.stages import train_config
+from epim_nas.pipeline.stages import activation_images, train_config
 from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
 from epim_nas.supernet.training import train
 
 log = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 500
 
 
 def finetune_design(
@@ -92,7 +90,9 @@ def finetune_design(
         folder / "epitomes.safetensors",
         metadata={name: str(value) for name, value in result.items()},
     )
-    design.save(folder / "design.yaml")
+    measured = {key: result[key] for key in ("validation_accuracy", "test_accuracy", "epochs")}
+    provenance = {**design.provenance, "finetuned": measured}
+    replace(design, provenance=provenance).save(folder / "design.yaml")
     checkpoint.unlink(missing_ok=True)
     return result
 
@@ -124,7 +124,7 @@ def evaluate_design(
         load_weights(model, weights, field="--weights")
     score = evaluate(
         model,
-        setup.data.batches(split, EVALUATION_BATCH),  # type: ignore[arg-type]
+        setup.data.batches(split, setup.config.search.batch_size),  # type: ignore[arg-type]
         setup.config.device,
         setup.config.precision,
     )
@@ -171,7 +171,7 @@ def _load(
 def _start(setup: Setup, design: Design) -> nn.Module:
     """The projected, calibrated network of a design."""
     model = apply_design(setup.model, design)
-    images = setup.data.calibration_batches(256, 256, setup.config.seed)[0][0]
+    images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
             module.activation.reset()
@@ -183,11 +183,13 @@ def _start(setup: Setup, design: Design) -> nn.Module:
 def _recalibrate(setup: Setup, model: nn.Module) -> None:
     # The images that the search recalibrates with, so that both measure the same.
     batches = setup.data.calibration_batches(
-        setup.config.search.calibration_images, EVALUATION_BATCH, setup.config.seed + 3
+        setup.config.search.calibration_images,
+        setup.config.search.batch_size,
+        setup.config.seed + 3,
     )
     recalibrate_batch_norm(model, batches, setup.config.device, setup.config.precision)
 
 
 def _accuracy(setup: Setup, model: nn.Module, split: str) -> float:
-    batches = setup.data.batches(split, EVALUATION_BATCH)  # type: ignore[arg-type]
+    batches = setup.data.batches(split, setup.config.search.batch_size)  # type: ignore[arg-type]
     return evaluate(model, batches, setup.config.device, setup.config.precision).accuracy

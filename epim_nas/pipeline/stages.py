@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import optuna
-from torch import nn
+from torch import Tensor, nn
 
 from epim_nas.cluster.executor import Executor
-from epim_nas.errors import EpimError
-from epim_nas.files import write_json
+from epim_nas.errors import EpimError, InputError
+from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
 from epim_nas.pipeline.config import PRETRAINED, TrainingConfig
 from epim_nas.pipeline.folder import RunFolder
@@ -72,8 +72,9 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     if config.model.weights == PRETRAINED:
         source = f"as {config.model.name} comes with {config.model.args}"
     elif config.model.weights is not None:
-        source = config.model.weights
-        load_weights(model, find_weights(source))
+        file = find_weights(config.model.weights)
+        load_weights(model, file)
+        source = f"{config.model.weights} (sha256 {file_digest(file)[:16]})"
     elif cached.exists():
         source = "trained in this run"
         load_weights(model, cached)
@@ -95,12 +96,19 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
         save_weights(model, cached, metadata={"run": config.name})
         (folder.checkpoints / "baseline.state").unlink(missing_ok=True)
     if folder.baseline.exists():
-        return folder.parse(folder.baseline, lambda data: Baseline(**data))
+        stored = folder.parse(folder.baseline, lambda data: Baseline(**data))
+        if stored.weights != source:
+            raise InputError(
+                "model.weights",
+                f"is {source}, but this run began with {stored.weights}",
+                hint="Use the same weights, or another --out folder.",
+            )
+        return stored
     with timed(folder, "baseline"):
         accuracy = {
             split: evaluate(
                 model,
-                setup.data.batches(split, 500),
+                setup.data.batches(split, config.search.batch_size),
                 config.device,
                 config.precision,
             ).accuracy
@@ -121,9 +129,14 @@ def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
     config = setup.config
     device = resolve_device(config.device)
     supernet = Supernet(setup.model, setup.network, space).to(device)
-    images = setup.data.calibration_batches(256, 256, config.seed)[0][0]
-    supernet.calibrate_activations(images.to(device))
+    supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
+
+
+def activation_images(setup: Setup) -> Tensor:
+    """(N, C, H, W) augmented training images from which activation ranges are taken."""
+    size = min(256, setup.config.search.batch_size)
+    return setup.data.calibration_batches(size, size, setup.config.seed)[0][0]
 
 
 def measure_sensitivity(
@@ -206,7 +219,7 @@ def make_scorer(setup: Setup, supernet: Supernet, teacher: nn.Module) -> Scorer:
         teacher,
         setup.data,
         ScoreSettings(
-            batch_size=500,
+            batch_size=config.search.batch_size,
             calibration_images=config.search.calibration_images,
             validation_images=config.search.validation_images,
             device=config.device,

@@ -187,9 +187,10 @@ class SearchSpace:
     def without_dominated(self, costs: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> SearchSpace:
         """The space without choices that are never better, ordered by their cost.
 
-        A choice is dropped where another one costs no more in every metric and can represent
-        everything it can: at least as many bits, an epitome at least as large in every dimension,
-        and not wrapped unless both are. Cost is a staircase, so with small layers this drops most.
+        A choice is dropped where another one costs no more in every metric and has at least as
+        many bits, an epitome at least as large in every dimension, and is not wrapped unless both
+        are. (Epitomes of different sizes tile a weight differently, so the larger one fits better
+        as a rule, not by proof.) Cost is a staircase, so with small layers this drops most.
 
         Args:
             costs: metric -> layer -> cost of each of the layer's choices. The first metric orders
@@ -278,7 +279,7 @@ def _ability(choice: Choice) -> tuple[float, ...]:
 
 
 def _covers(better: Choice, worse: Choice) -> bool:
-    """Whether ``better`` can represent everything that ``worse`` can."""
+    """Whether ``better`` has at least the bits and the size of ``worse`` in every respect."""
     if (better.weight_bits or 33) < (worse.weight_bits or 33):
         return False
     if (better.activation_bits or 33) < (worse.activation_bits or 33):

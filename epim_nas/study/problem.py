@@ -78,9 +78,9 @@ def exact_seeds(problem: SearchProblem, objectives: Sequence[str], count: int) -
     """Provably optimal rows for a sweep over the trade-offs between the objectives.
 
     Each is the exact minimum of a weighted sum of sensitivity (which stands for accuracy) and the
-    additive costs under the budget. The first row is the one of least sensitivity, the last ones
-    are the cheapest in each cost; between them the weights are swept over six decades, since
-    losses grow exponentially where costs grow linearly.
+    additive costs under the budget. The first row is the one of least sensitivity, the last one
+    the cheapest in the last cost; between them the weights are swept over six decades, since
+    losses grow exponentially where costs grow linearly, and ``count`` rows are kept evenly.
 
     Args:
         problem: the problem.

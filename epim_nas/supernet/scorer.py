@@ -47,7 +47,7 @@ class FinetuneResult:
     """A design that was trained on its own.
 
     Attributes:
-        steps: steps it was trained.
+        steps: steps that the kept weights were trained; 0 where those before were better.
         before: search-validation top-1 before training (recalibrated).
         validation_accuracy: search-validation top-1 of the kept weights.
         test_accuracy: test top-1 of the kept weights.
@@ -134,7 +134,8 @@ class Scorer:
             model.load_state_dict(start)
         test = self._evaluate(model, "test")
         save_weights(model, weights, metadata={"validation_accuracy": f"{max(after, before):.4f}"})
-        return FinetuneResult(result.steps, before, max(after, before), test.accuracy, result.curve)
+        steps = result.steps if after >= before else 0
+        return FinetuneResult(steps, before, max(after, before), test.accuracy, result.curve)
 
     def _measure(self, model: nn.Module, split: str) -> Score:
         recalibrate_batch_norm(

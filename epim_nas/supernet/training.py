@@ -35,6 +35,8 @@ class NonFiniteLoss(EpimError):
         restored_step: the step whose weights the model has now.
     """
 
+    exit_code = 2  # the learning rate, the precision or the images are wrong
+
     def __init__(self, step: int, loss: float, restored_step: int, learning_rate: float) -> None:
         self.step = step
         self.loss = loss

@@ -433,7 +433,7 @@ def test_a_loss_that_is_not_finite_is_one_clear_message(
         ]
     )
     captured = capsys.readouterr()
-    assert code == 1
+    assert code == 2
     messages = [line for line in captured.err.splitlines() if line.startswith("epim-nas: ")]
     assert len(messages) == 1
     assert "learning rate" in messages[0]
