@@ -15,22 +15,21 @@ from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
 from epim_nas.pipeline.config import ExecutorConfig, RunConfig, load_run_config
+from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, write_results
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
-    choose_finalists,
-    finetune_finalists,
     make_scorer,
     measure_sensitivity,
     prepare_baseline,
     prepare_supernet,
-    run_trials,
     seeds_of,
     timed,
     train_supernet,
 )
+from epim_nas.pipeline.trials import run_trials
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.results import RunResult

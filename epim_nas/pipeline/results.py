@@ -15,8 +15,8 @@ from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.finalists import load_finalists
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.stages import load_finalists
 from epim_nas.report.html import write_report
 from epim_nas.report.tables import write_front_csv
 from epim_nas.space.space import SearchSpace

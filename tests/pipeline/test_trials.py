@@ -13,7 +13,7 @@ import pytest
 
 from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import run_trials
+from epim_nas.pipeline.trials import run_trials
 from epim_nas.space.space import Row
 from epim_nas.study.problem import SearchProblem, exact_seeds
 from epim_nas.study.store import Pending, TrialStore

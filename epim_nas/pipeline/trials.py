@@ -1,0 +1,147 @@
+"""The search proper: ask for designs, have them scored, store what came back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+
+from epim_nas.cluster.executor import Executor
+from epim_nas.errors import EpimError
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.setup import Setup
+from epim_nas.space.space import Row
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.results import TrialRecord
+from epim_nas.study.samplers import distributions, params_of, row_of
+from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.strategies import find_strategy
+
+log = logging.getLogger(__name__)
+
+_MAX_FAILURES = 5
+"""So many failed evaluations in a row mean that something is wrong with all of them."""
+
+
+def run_trials(
+    setup: Setup,
+    problem: SearchProblem,
+    seeds: Sequence[Row],
+    store: TrialStore,
+    executor: Executor,
+    reporter: Reporter,
+    on_trial: Callable[[TrialRecord], None] = lambda record: None,
+) -> None:
+    """Score designs until the run file's number of trials is stored.
+
+    The study lives in memory (ask and tell); every finished trial is one durable write.
+    """
+    config = setup.config
+    strategy = find_strategy(config.search.strategy)
+    target = config.search.trials
+    if not strategy.seeded:
+        seeds = []
+    if not strategy.proposes:
+        target = min(target, len(seeds))
+    study = optuna.create_study(
+        directions=list(store.study.directions),
+        sampler=strategy.make(problem, config.seed),
+    )
+    _replay(study, store, problem, seeds)
+    scored = {row_of(trial.params, problem) for trial in store.trials()}
+    in_flight: dict[int, tuple[optuna.Trial, Pending]] = {}
+    failures = 0
+    done = len(store.trials())
+    with reporter.stage("Search", target, min(done, target)) as advance:
+        while done < target:
+            while len(in_flight) < executor.capacity and done + len(in_flight) < target:
+                trial = study.ask(distributions(problem))
+                pending = Pending(
+                    trial.number,
+                    row_of(trial.params, problem),
+                    "seed" if trial.number < len(seeds) else "search",
+                    _sampler_state(study, trial.number),
+                )
+                if pending.row in scored:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    break
+                scored.add(pending.row)
+                store.begin(pending)
+                in_flight[trial.number] = (trial, pending)
+                executor.submit(trial.number, "score", pending.row)
+            if not in_flight:
+                log.info("every design within reach was scored: the search ends early")
+                break
+            outcome = executor.wait()
+            assert isinstance(outcome.key, int)
+            trial, pending = in_flight.pop(outcome.key)
+            metrics, error = None, outcome.error
+            if not error and not math.isfinite(outcome.value.loss):
+                error = "the network's output is not finite"
+            if not error:
+                metrics = setup.metrics(problem.space.design(pending.row)) | {
+                    "sensitivity": problem.total(problem.sensitivity, pending.row),
+                    "accuracy": outcome.value.accuracy,
+                    "loss": outcome.value.loss,
+                }
+            constraints = {"crossbars": float(problem.weight(pending.row) - problem.budget)}
+            stored = store.add(
+                pending,
+                metrics,
+                constraints=constraints,
+                finished_at=time.time(),
+                seconds=outcome.seconds,
+                error=error,
+            )
+            done += 1
+            if metrics is None:
+                failures += 1
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                log.warning("trial %d failed: %s", stored.number, error)
+                if failures >= _MAX_FAILURES:
+                    raise EpimError(
+                        f"{failures} evaluations failed in a row, the last with "
+                        f"{error}; what was finished is saved"
+                    )
+                continue
+            failures = 0
+            trial.set_constraint("crossbars", constraints["crossbars"])
+            study.tell(trial, [metrics[name] for name in store.objectives])
+            advance(done, f"top-1 {100 * metrics['accuracy']:.1f} %")
+            on_trial(store.record(stored))
+
+
+def _replay(
+    study: optuna.Study, store: TrialStore, problem: SearchProblem, seeds: Sequence[Row]
+) -> None:
+    """Fill a fresh study in memory with the stored trials, in the order in which they were asked.
+
+    Proposals that were in flight take their old places, so that everything after them is proposed
+    as it would have been.
+    """
+    waiting = {pending.asked: pending for pending in store.left_over()}
+    stored = {int(trial.user_attrs["asked"]): trial for trial in store.trials()}
+    for asked in range(max([*waiting, *stored], default=-1) + 1):
+        if asked in stored:
+            study.add_trial(stored[asked])
+        elif asked in waiting:
+            # As `enqueue_trial` does it, with what the sampler had noted.
+            state = {"fixed_params": params_of(waiting[asked].row, problem)}
+            state |= waiting[asked].sampler_state
+            study.add_trial(
+                optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING, system_attrs=state)
+            )
+        else:  # it proposed a known design: nothing was stored, but its number is taken
+            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    for row in seeds[len(study.get_trials(deepcopy=False)) :]:
+        study.enqueue_trial(params_of(row, problem))
+
+
+def _sampler_state(study: optuna.Study, number: int) -> dict[str, Any]:
+    """What the sampler noted in a trial of the study in memory."""
+    attributes = study.get_trials(deepcopy=False)[number].system_attrs
+    return {key: value for key, value in attributes.items() if key != "fixed_params"}
