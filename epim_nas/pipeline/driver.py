@@ -65,10 +65,10 @@ def search(
         InterruptedRun: interrupted by the user; everything finished is saved.
     """
     if isinstance(run, RunConfig):
-        config, folder = run, RunFolder(Path(out) if out is not None else Path("runs") / run.name)
+        config, path = run, _results_folder(run, out)
     else:
         config, path = resolve_run(str(run), out, overrides)
-        folder = RunFolder(path)
+    folder = RunFolder(path)
     with folder.locked():
         folder.adopt(config)
         try:
@@ -85,14 +85,19 @@ def resolve_run(
 ) -> tuple[RunConfig, Path]:
     """A run file's configuration and the folder for its results."""
     config, _ = load_run_config(run, overrides)
-    return config, Path(out) if out is not None else Path("runs") / config.name
+    return config, _results_folder(config, out)
+
+
+def _results_folder(config: RunConfig, out: str | Path | None) -> Path:
+    return Path(out) if out is not None else Path("runs") / config.name
 
 
 def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     torch.manual_seed(config.seed)
     setup = Setup.load(config)
     space = setup.build_space()
-    budget = setup.budget(space)
+    table = setup.cost.table(space.layer_choices)
+    budget = setup.budget(space, table)
     log.info(
         "network %s: %d layers on crossbars; space %s: 10^%.1f designs (%d dominated choices "
         "dropped); budget %d crossbars (%.1fx of %d)",
@@ -116,7 +121,7 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     teacher = copy.deepcopy(setup.model)
     supernet = prepare_supernet(setup, space)
     sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
-    problem = setup.problem(space, sensitivity, budget)
+    problem = setup.problem(space, table, sensitivity, budget)
     seeds = seeds_of(setup, problem)
     store = TrialStore(
         folder.journal, config.objectives, space, {"budget": budget, "seed": config.seed}

@@ -104,7 +104,7 @@ class Setup:
         """Cost of the dense network (MNSIM's 9-bit activations by default)."""
         return self.cost.evaluate(weight_bits=weight_bits, activation_bits=activation_bits)
 
-    def budget(self, space: SearchSpace) -> int:
+    def budget(self, space: SearchSpace, table: CostTable) -> int:
         """The crossbar budget.
 
         Raises:
@@ -116,7 +116,6 @@ class Setup:
         else:
             assert wanted.compression is not None
             field, budget = "budget.compression", int(self.dense_crossbars / wanted.compression)
-        table = self.cost.table(space.layer_choices)
         least = least_weight(space.group_sums(table.by_layer("crossbars")))
         if budget < least:
             ratio = self.dense_crossbars / least
@@ -130,9 +129,10 @@ class Setup:
             )
         return budget
 
-    def problem(self, space: SearchSpace, sensitivity: Table, budget: int) -> SearchProblem:
+    def problem(
+        self, space: SearchSpace, table: CostTable, sensitivity: Table, budget: int
+    ) -> SearchProblem:
         """The additive search problem."""
-        table: CostTable = self.cost.table(space.layer_choices)
         return SearchProblem(
             space=space,
             crossbars=space.group_sums(table.by_layer("crossbars")),

@@ -5,23 +5,29 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from epim_nas.data.base import SPLITS
+from epim_nas.data.base import SPLITS, Split
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.errors import InputError, nearest
 from epim_nas.files import make_folder
-from epim_nas.models.weights import find_weights, load_weights, save_weights
-from epim_nas.pipeline.config import PRETRAINED, load_run_config
+from epim_nas.models.weights import load_weights, save_weights
+from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.stages import activation_images, train_config
-from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
+from epim_nas.pipeline.stages import (
+    activation_images,
+    load_given_weights,
+    measure,
+    score_settings,
+    train_config,
+)
+from epim_nas.supernet.evaluation import recalibrate_batch_norm
 from epim_nas.supernet.training import train
 
 log = logging.getLogger(__name__)
@@ -58,7 +64,7 @@ def finetune_design(
     config = setup.config
     teacher = setup.model
     model = _start(setup, design)
-    before = _accuracy(setup, model, "validation")
+    before = measure(setup, model, "validation").accuracy
     training = train_config(config.finalists, config.data.batch_size)
     steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
     training = replace(
@@ -80,8 +86,8 @@ def finetune_design(
     _recalibrate(setup, model)
     result = {
         "before": before,
-        "validation_accuracy": _accuracy(setup, model, "validation"),
-        "test_accuracy": _accuracy(setup, model, "test"),
+        "validation_accuracy": measure(setup, model, "validation").accuracy,
+        "test_accuracy": measure(setup, model, "test").accuracy,
         "epochs": epochs,
         "weights": str(folder / "epitomes.safetensors"),
     }
@@ -122,12 +128,7 @@ def evaluate_design(
     else:
         model = apply_design(setup.model, design)
         load_weights(model, weights, field="--weights")
-    score = evaluate(
-        model,
-        setup.data.batches(split, setup.config.search.batch_size),  # type: ignore[arg-type]
-        setup.config.device,
-        setup.config.precision,
-    )
+    score = measure(setup, model, cast(Split, split))
     metrics = setup.metrics(design)
     return {
         "schema": "epim-nas/evaluation@1",
@@ -151,15 +152,12 @@ def _load(
     setup = Setup.load(config)
     design.check_fits(setup.network, str(design_file))
     if weights_needed:
-        source = config.model.weights
         baseline = RunFolder(path.parent).checkpoints / "baseline.safetensors"
-        if source == PRETRAINED:
-            pass
-        elif source is not None:
-            load_weights(setup.model, find_weights(source))
-        elif baseline.is_file():  # the run trained its own network and RUN is in its folder
+        given = load_given_weights(setup)
+        if given is None and baseline.is_file():
+            # The run trained its own network, and RUN is in its folder.
             load_weights(setup.model, baseline)
-        else:
+        elif given is None:
             raise InputError(
                 f"{path}: model.weights",
                 "is not given, and the run file is not in a run folder with a trained network",
@@ -181,15 +179,5 @@ def _start(setup: Setup, design: Design) -> nn.Module:
 
 
 def _recalibrate(setup: Setup, model: nn.Module) -> None:
-    # The images that the search recalibrates with, so that both measure the same.
-    batches = setup.data.calibration_batches(
-        setup.config.search.calibration_images,
-        setup.config.search.batch_size,
-        setup.config.seed + 3,
-    )
+    batches = score_settings(setup).calibration_batches(setup.data)
     recalibrate_batch_norm(model, batches, setup.config.device, setup.config.precision)
-
-
-def _accuracy(setup: Setup, model: nn.Module, split: str) -> float:
-    batches = setup.data.batches(split, setup.config.search.batch_size)  # type: ignore[arg-type]
-    return evaluate(model, batches, setup.config.device, setup.config.precision).accuracy

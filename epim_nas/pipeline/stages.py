@@ -11,6 +11,7 @@ from dataclasses import asdict
 import numpy as np
 from torch import Tensor, nn
 
+from epim_nas.data.base import Split
 from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
@@ -22,7 +23,7 @@ from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.problem import SearchProblem, exact_seeds
 from epim_nas.study.results import Baseline
 from epim_nas.study.samplers import mutate
-from epim_nas.supernet.evaluation import evaluate, resolve_device
+from epim_nas.supernet.evaluation import Score, evaluate, resolve_device
 from epim_nas.supernet.scorer import Scorer, ScoreSettings
 from epim_nas.supernet.sensitivity import Table, output_fisher
 from epim_nas.supernet.supernet import Supernet
@@ -57,17 +58,11 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     """Load the trained weights into ``setup.model``, or train and cache them; measure once."""
     config, model = setup.config, setup.model
     cached = folder.checkpoints / "baseline.safetensors"
-    if config.model.weights == PRETRAINED:
-        source = f"as {config.model.name} comes with {config.model.args}"
-    elif config.model.weights is not None:
-        file = find_weights(config.model.weights)
-        load_weights(model, file)
-        source = f"{config.model.weights} (sha256 {file_digest(file)[:16]})"
-    elif cached.exists():
-        source = "trained in this run"
+    given = load_given_weights(setup)
+    source = given or "trained in this run"
+    if given is None and cached.exists():
         load_weights(model, cached)
-    else:
-        source = "trained in this run"
+    elif given is None:
         log.info("model.weights is not given: training the baseline first")
         training = config.baseline
         with timed(folder, "baseline"), reporter.stage("Baseline", training.steps) as advance:
@@ -93,23 +88,39 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
             )
         return stored
     with timed(folder, "baseline"):
-        accuracy = {
-            split: evaluate(
-                model,
-                setup.data.batches(split, config.search.batch_size),
-                config.device,
-                config.precision,
-            ).accuracy
-            for split in ("validation", "test")
-        }
+        validation = measure(setup, model, "validation").accuracy
+        test = measure(setup, model, "test").accuracy
     baseline = Baseline(
-        validation_accuracy=accuracy["validation"],
-        test_accuracy=accuracy["test"],
+        validation_accuracy=validation,
+        test_accuracy=test,
         totals=asdict(setup.dense_cost(32).totals),
         weights=source,
     )
     write_json(folder.baseline, asdict(baseline))
     return baseline
+
+
+def load_given_weights(setup: Setup) -> str | None:
+    """Load the weights that the run file names into ``setup.model``.
+
+    Returns:
+        What they are, for the record; None where the run file names none.
+    """
+    model = setup.config.model
+    if model.weights is None:
+        return None
+    if model.weights == PRETRAINED:
+        return f"as {model.name} comes with {model.args}"
+    file = find_weights(model.weights)
+    load_weights(setup.model, file)
+    return f"{model.weights} (sha256 {file_digest(file)[:16]})"
+
+
+def measure(setup: Setup, model: nn.Module, split: Split) -> Score:
+    """Accuracy and loss of a network on the images of a split."""
+    config = setup.config
+    batches = setup.data.batches(split, config.search.batch_size)
+    return evaluate(model, batches, config.device, config.precision)
 
 
 def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
@@ -201,17 +212,17 @@ def train_supernet(
 
 def make_scorer(setup: Setup, supernet: Supernet, teacher: nn.Module) -> Scorer:
     """What the executors' workers run."""
+    return Scorer(supernet, teacher, setup.data, score_settings(setup))
+
+
+def score_settings(setup: Setup) -> ScoreSettings:
+    """How the run file wants designs to be measured."""
     config = setup.config
-    return Scorer(
-        supernet,
-        teacher,
-        setup.data,
-        ScoreSettings(
-            batch_size=config.search.batch_size,
-            calibration_images=config.search.calibration_images,
-            validation_images=config.search.validation_images,
-            device=config.device,
-            precision=config.precision,
-            seed=config.seed + 3,
-        ),
+    return ScoreSettings(
+        batch_size=config.search.batch_size,
+        calibration_images=config.search.calibration_images,
+        validation_images=config.search.validation_images,
+        device=config.device,
+        precision=config.precision,
+        seed=config.seed + 3,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from epim_nas.data.base import Data
+from epim_nas.data.base import Batch, Data
 from epim_nas.models.weights import save_weights
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.supernet import Supernet
@@ -40,6 +40,10 @@ class ScoreSettings:
     device: str
     precision: str
     seed: int
+
+    def calibration_batches(self, data: Data) -> list[Batch]:
+        """The images that every design is recalibrated with, so that all are measured alike."""
+        return data.calibration_batches(self.calibration_images, self.batch_size, self.seed)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,7 @@ class Scorer:
         self._settings = settings
         self.progress: Callable[[int, float], None] | None = None
         """Called with (step, loss) while a design is trained; stays in this process."""
-        self._calibration = data.calibration_batches(
-            settings.calibration_images, settings.batch_size, settings.seed
-        )
+        self._calibration = settings.calibration_batches(data)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker may have another device than the driver, or none: networks travel on the CPU.
