@@ -8,7 +8,7 @@ The plan is the single source of truth about an epitome layer. The operator gath
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil
 
@@ -58,6 +58,36 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One activation round: the word lines of one patch driven with the inputs of one group.
+
+    Epitome output channel ``i`` of the round is
+    ``patch.source_out + (first + i) % Op``, for ``i`` in 0 .. ``out_channels`` - 1.
+
+    Attributes:
+        patch: the patch whose rows are driven.
+        group: the group of the convolution whose inputs drive them.
+        first: first output channel that is read, counted within the patch.
+        out_channels: output channels that are read.
+        opens: whether it is the first round of its outputs; the others add to a partial sum.
+        closes: whether it is the last round of its outputs.
+        replicas: further output slabs that get the same results (output-channel wrapping).
+    """
+
+    patch: Patch
+    group: int
+    first: int
+    out_channels: int
+    opens: bool
+    closes: bool
+    replicas: int
+
+
+Order = tuple[int, ...]
+"""A permutation of channels: position in the plan -> channel of the weight."""
+
+
+@dataclass(frozen=True)
 class SamplingPlan:
     """Patches that tile the weight of a convolution from an epitome (DESIGN.md section 4).
 
@@ -71,6 +101,10 @@ class SamplingPlan:
         wrap: output-channel wrapping: every output slab uses the patches of the first.
         groups: groups of the convolution.
         patches: the patches, output slab by output slab.
+        out_order: the weight's output channel at every output position of the plan, None where
+            they are in order. Index tables absorb it: it decides where results are written.
+        in_order: per output slab the input channel at every input position of the plan, None
+            where they are in order. It decides which word line an input drives.
     """
 
     conv_shape: WeightShape
@@ -79,6 +113,8 @@ class SamplingPlan:
     wrap: bool
     groups: int
     patches: tuple[Patch, ...]
+    out_order: Order | None = None
+    in_order: tuple[Order, ...] | None = None
 
     @classmethod
     def build(
@@ -153,6 +189,48 @@ class SamplingPlan:
         shape = EpitomeShape(out_total, in_total, height, width)
         return cls.build(conv_shape, shape, groups=groups)
 
+    def reordered(
+        self, out_order: Sequence[int] | None, in_order: Sequence[Sequence[int]] | None
+    ) -> SamplingPlan:
+        """The plan with other channels at its positions.
+
+        Args:
+            out_order: a permutation of the O output channels that keeps every channel in its
+                group, or None for their own order.
+            in_order: for every output slab a permutation of the I/groups input channels, or one
+                for all of them, or None. Wrapped output slabs share one.
+
+        Raises:
+            InputError: not a permutation, or one that the hardware cannot follow.
+        """
+        outputs, inputs = self.conv_shape[:2]
+        if out_order is not None:
+            out_order = _permutation("out_order", out_order, outputs)
+            size = outputs // self.groups
+            if any(
+                channel // size != position // size for position, channel in enumerate(out_order)
+            ):
+                raise InputError(
+                    "out_order",
+                    "a channel leaves its group",
+                    f"permutations within the {self.groups} groups of {size} channels",
+                )
+            if out_order == tuple(range(outputs)):
+                out_order = None
+        if in_order is not None:
+            rows = [_permutation(f"in_order.{s}", row, inputs) for s, row in enumerate(in_order)]
+            if len(rows) not in (1, self.out_slabs):
+                raise InputError(
+                    "in_order", f"got {len(rows)} permutations", f"1 or {self.out_slabs}"
+                )
+            rows = rows * self.out_slabs if len(rows) == 1 else rows
+            if self.wrap and len(set(rows)) > 1:
+                raise InputError(
+                    "in_order", "wrapped output slabs have different orders", "the same for all"
+                )
+            in_order = None if set(rows) == {tuple(range(inputs))} else tuple(rows)
+        return replace(self, out_order=out_order, in_order=in_order)
+
     def __getstate__(self) -> dict[str, object]:
         # What is cached can be computed again; it is larger than the plan by far.
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -160,7 +238,12 @@ class SamplingPlan:
     @property
     def is_identity(self) -> bool:
         """Whether the epitome is the weight itself."""
-        return self.shape.as_tuple == self.conv_shape and len(self.patches) == 1
+        return (
+            self.shape.as_tuple == self.conv_shape
+            and len(self.patches) == 1
+            and self.out_order is None
+            and self.in_order is None
+        )
 
     @property
     def out_slabs(self) -> int:
@@ -172,22 +255,49 @@ class SamplingPlan:
         """ceil(I/Ip)."""
         return ceil(self.conv_shape[1] / self.patch[1])
 
-    @cached_property
+    @property
     def rounds(self) -> int:
-        """Activation rounds of one output position.
+        """Activation rounds of one output position."""
+        return len(self.round_sequence)
+
+    @cached_property
+    def round_sequence(self) -> tuple[Round, ...]:
+        """The rounds of one output position, output slab by output slab.
 
         One round drives the rows of one patch with the inputs of one group. Wrapped output slabs
         that read the same inputs are computed once and replicated.
         """
-        group_channels = self.conv_shape[0] // self.groups
-        activations = set()
-        for patch in self.patches:
-            first = patch.target_out // group_channels
-            last = (patch.target_out + patch.out_channels - 1) // group_channels
-            for group in range(first, last + 1):
-                key = patch.target_out if not self.wrap else 0
-                activations.add((group, key, patch.target_in))
-        return len(activations)
+        group_channels, period = self.conv_shape[0] // self.groups, self.patch[0]
+        last = self.in_slabs - 1
+        rounds = []
+        # (start, count) of the output positions that are computed, and how often they repeat.
+        if self.wrap:
+            width = min(period, group_channels)
+            copies = ceil(group_channels / period) - 1
+            spans = [(group * group_channels, width, copies) for group in range(self.groups)]
+        else:
+            spans = []
+            for s in range(self.out_slabs):
+                start, end = s * period, min((s + 1) * period, self.conv_shape[0])
+                while start < end:  # a slab may reach into several groups
+                    stop = min(end, (start // group_channels + 1) * group_channels)
+                    spans.append((start, stop - start, 0))
+                    start = stop
+        for start, count, copies in spans:
+            slab = 0 if self.wrap else start // period
+            for t in range(self.in_slabs):
+                rounds.append(
+                    Round(
+                        patch=self.patches[slab * self.in_slabs + t],
+                        group=start // group_channels,
+                        first=start % period,
+                        out_channels=count,
+                        opens=t == 0,
+                        closes=t == last,
+                        replicas=copies,
+                    )
+                )
+        return tuple(rounds)
 
     @cached_property
     def weight_index(self) -> IntArray:
@@ -204,9 +314,18 @@ class SamplingPlan:
             base = channels * (height * width) + patch.top * width + patch.left
             out_end = patch.target_out + patch.out_channels
             in_end = patch.target_in + patch.in_channels
-            target = index[patch.target_out : out_end, patch.target_in : in_end]
-            target[...] = base[:, :, None, None] + rows
-        return index
+            target_out, target_in = slice(patch.target_out, out_end), slice(patch.target_in, in_end)
+            values = base[:, :, None, None] + rows
+            if self.in_order is None:
+                index[target_out, target_in] = values
+            else:
+                order = self.in_order[patch.target_out // self.patch[0]][target_in]
+                index[target_out, list(order)] = values
+        if self.out_order is None:
+            return index
+        ordered = np.empty_like(index)
+        ordered[list(self.out_order)] = index
+        return ordered
 
     @cached_property
     def repeats(self) -> IntArray:
@@ -231,7 +350,7 @@ class SamplingPlan:
         Returns:
             ``(rows, source)``: ``rows`` are the weight's output channels that have to be computed,
             the same number in every group, and output channel ``o`` is result ``source[o]``.
-            Without wrapping both are 0, 1, ..., O - 1.
+            Without wrapping both are 0, 1, ..., O - 1, whatever the order of the channels.
         """
         out_total, period = self.conv_shape[0], self.patch[0]
         group_channels = out_total // self.groups
@@ -243,7 +362,19 @@ class SamplingPlan:
         rows = channels[within < period]
         # Channel o equals the channel `steps` periods before it, inside its own group.
         source = group * period + within % period
-        return rows, source
+        if self.out_order is None:
+            return rows, source
+        order = np.array(self.out_order)
+        ordered = np.empty_like(source)
+        ordered[order] = source
+        return order[rows], ordered
+
+
+def _permutation(field: str, order: Sequence[int], size: int) -> Order:
+    found = tuple(int(channel) for channel in order)
+    if sorted(found) != list(range(size)):
+        raise InputError(field, "is not a permutation", f"every channel of 0..{size - 1} once")
+    return found
 
 
 def _spread(slack: int, count: int) -> list[int]:

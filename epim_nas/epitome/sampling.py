@@ -6,11 +6,12 @@ Both read nothing but the :class:`~epim_nas.epitome.plan.SamplingPlan`.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from epim_nas.epitome.plan import Patch, SamplingPlan
+from epim_nas.epitome.plan import Order, Patch, SamplingPlan
 
 
 def expand(epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -21,7 +22,8 @@ def expand(epitome: Tensor, plan: SamplingPlan) -> Tensor:
     """
     if plan.is_identity:
         return epitome
-    return torch.cat([_out_slab(epitome, plan, s) for s in range(plan.out_slabs)])
+    weight = torch.cat([_out_slab(epitome, plan, s) for s in range(plan.out_slabs)])
+    return weight if plan.out_order is None else weight[_inverse(plan.out_order, weight)]
 
 
 def expand_distinct(epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -39,7 +41,13 @@ def expand_distinct(epitome: Tensor, plan: SamplingPlan) -> Tensor:
 
 def _out_slab(epitome: Tensor, plan: SamplingPlan, s: int) -> Tensor:
     patches = plan.patches[s * plan.in_slabs : (s + 1) * plan.in_slabs]
-    return torch.cat([_read(epitome, plan, patch) for patch in patches], dim=1)
+    slab = torch.cat([_read(epitome, plan, patch) for patch in patches], dim=1)
+    return slab if plan.in_order is None else slab[:, _inverse(plan.in_order[s], slab)]
+
+
+def _inverse(order: Order, like: Tensor) -> Tensor:
+    """Channel of the weight -> position in the plan."""
+    return torch.as_tensor(np.argsort(order), device=like.device)
 
 
 def _read(epitome: Tensor, plan: SamplingPlan, patch: Patch) -> Tensor:
@@ -86,11 +94,15 @@ def _collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
     """The sum over the replicas of every epitome element: the adjoint of :func:`expand`."""
     _, _, kernel_h, kernel_w = plan.conv_shape
     total = weight.new_zeros(plan.shape.as_tuple)
+    if plan.out_order is not None:
+        weight = weight[list(plan.out_order)]
     for patch in plan.patches:
-        slab = weight[
-            patch.target_out : patch.target_out + patch.out_channels,
-            patch.target_in : patch.target_in + patch.in_channels,
-        ]
+        slab = weight[patch.target_out : patch.target_out + patch.out_channels]
+        positions = slice(patch.target_in, patch.target_in + patch.in_channels)
+        if plan.in_order is None:
+            slab = slab[:, positions]
+        else:
+            slab = slab[:, list(plan.in_order[patch.target_out // plan.patch[0]][positions])]
         if patch.rotation:
             missing = plan.patch[1] - patch.in_channels
             slab = functional.pad(slab, (0, 0, 0, 0, 0, missing)).roll(patch.rotation, dims=1)

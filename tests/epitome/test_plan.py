@@ -38,6 +38,22 @@ def plans(draw: st.DrawFn) -> SamplingPlan:
     return SamplingPlan.build(conv, shape, draw(st.booleans()), patch=patch, groups=groups)
 
 
+@st.composite
+def reordered_plans(draw: st.DrawFn) -> SamplingPlan:
+    """Plans whose channels are in another order, as aligned projection makes them."""
+    plan = draw(plans())
+    outputs, inputs = plan.conv_shape[:2]
+    size = outputs // plan.groups
+    order = [
+        group * size + channel
+        for group in range(plan.groups)
+        for channel in draw(st.permutations(range(size)))
+    ]
+    count = 1 if plan.wrap else plan.out_slabs
+    rows = [draw(st.permutations(range(inputs))) for _ in range(count)]
+    return plan.reordered(draw(st.sampled_from([None, order])), draw(st.sampled_from([None, rows])))
+
+
 def gather_element_by_element(plan: SamplingPlan) -> np.ndarray:
     """The definition of DESIGN.md section 4, one element at a time."""
     _, _, kernel_h, kernel_w = plan.conv_shape
@@ -51,14 +67,19 @@ def gather_element_by_element(plan: SamplingPlan) -> np.ndarray:
                         eo = patch.source_out + o
                         ei = patch.source_in + (i + patch.rotation) % plan.patch[1]
                         ey, ex = patch.top + y, patch.left + x
-                        target = (patch.target_out + o, patch.target_in + i, y, x)
+                        out, into = patch.target_out + o, patch.target_in + i
+                        if plan.in_order is not None:
+                            into = plan.in_order[patch.target_out // plan.patch[0]][into]
+                        if plan.out_order is not None:
+                            out = plan.out_order[out]
+                        target = (out, into, y, x)
                         assert index[target] == -1, "two patches write one element"
                         index[target] = ((eo * epitome_in + ei) * height + ey) * width + ex
     assert (index >= 0).all(), "an element has no source"
     return index
 
 
-@given(plans())
+@given(st.one_of(plans(), reordered_plans()))
 @settings(max_examples=150, deadline=None)
 def test_weight_index_is_the_definition(plan: SamplingPlan) -> None:
     assert (plan.weight_index == gather_element_by_element(plan)).all()
@@ -76,6 +97,33 @@ def test_every_element_comes_from_the_epitome_and_repeats_add_up(plan: SamplingP
 
 
 @given(plans())
+@settings(max_examples=150, deadline=None)
+def test_rounds_cover_every_product_once(plan: SamplingPlan) -> None:
+    """Every distinct output gets each of its inputs in exactly one round."""
+    size = plan.conv_shape[0] // plan.groups
+    seen = np.zeros(plan.conv_shape[:2], dtype=int)
+    for turn in plan.round_sequence:
+        patch = turn.patch
+        columns = {
+            patch.source_out + (turn.first + i) % plan.patch[0] for i in range(turn.out_channels)
+        }
+        index = plan.weight_index // (plan.shape.in_channels * plan.shape.height * plan.shape.width)
+        targets = slice(patch.target_in, patch.target_in + patch.in_channels)
+        outs = [
+            out
+            for out in range(turn.group * size, (turn.group + 1) * size)
+            if set(np.unique(index[out, targets])) <= columns
+            and (plan.wrap or patch.target_out <= out < patch.target_out + patch.out_channels)
+        ]
+        assert len(outs) >= turn.out_channels * (turn.replicas or 1)
+        seen[outs, targets] += 1
+    assert (seen == 1).all()
+    opened = sum(turn.opens for turn in plan.round_sequence)
+    assert opened * plan.in_slabs == plan.rounds
+    assert opened == sum(turn.closes for turn in plan.round_sequence)
+
+
+@given(st.one_of(plans(), reordered_plans()))
 @settings(max_examples=150, deadline=None)
 def test_replicated_outputs_are_the_weight(plan: SamplingPlan) -> None:
     rows, source = plan.output_index
