@@ -231,6 +231,11 @@ class SamplingPlan:
             in_order = None if set(rows) == {tuple(range(inputs))} else tuple(rows)
         return replace(self, out_order=out_order, in_order=in_order)
 
+    def __hash__(self) -> int:
+        # Plans of the same sizes differ at most in the order of their channels; hashing every
+        # patch would cost more than what is looked up by it.
+        return hash((self.conv_shape, self.shape, self.patch, self.wrap, self.groups))
+
     def __getstate__(self) -> dict[str, object]:
         # What is cached can be computed again; it is larger than the plan by far.
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}

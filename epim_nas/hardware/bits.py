@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
+import numpy.typing as npt
 
+from epim_nas.epitome.design import FLOAT_BITS
 from epim_nas.errors import InputError
+from epim_nas.hardware.segments import Segments
 from epim_nas.network.spec import INPUT, Network
 
 MAX_BITS = 64
@@ -22,8 +25,8 @@ def check_bits(field: str, bits: int | None) -> None:
         raise InputError(field, f"got `{bits}`", f"a whole number of bits from 1 to {MAX_BITS}")
 
 
-def data_bits(network: Network, input_bits: Sequence[int]) -> list[tuple[int, int]]:
-    """Bits of every layer's inputs and outputs.
+class DataFlow:
+    """Whose bits decide about a layer's outputs.
 
     A layer is written at the most bits that any reader of its output wants, also through pooling
     and element sums, which read and write at these same bits. The last layer writes what it
@@ -31,33 +34,48 @@ def data_bits(network: Network, input_bits: Sequence[int]) -> list[tuple[int, in
 
     Args:
         network: the network.
-        input_bits: per layer, bits of the inputs of a weighted layer; ignored for the others.
 
-    Returns:
-        Per layer, (bits of its inputs, bits of its outputs).
+    Attributes:
+        deciders: per layer, the weighted layers (by their number among these) whose input bits
+            it is written with; none where nothing with a weight is near.
     """
-    layers = network.layers
-    # What a sink without weights passes on comes from above, all else from below.
-    given: list[int] = []
-    for index, layer in enumerate(layers):
-        if layer.has_weight:
-            given.append(input_bits[index])
-        else:
-            sources = [network.index[name] for name in layer.inputs if name != INPUT]
-            known = [given[source] for source in sources]
-            given.append(max(known, default=input_bits[index]))
-    wanted = [0] * len(layers)
-    for index in range(len(layers) - 1, -1, -1):
-        layer = layers[index]
-        readers = [network.index[name] for name in network.consumers[layer.name]]
-        wanted[index] = max(
-            (
-                input_bits[reader] if layers[reader].has_weight else wanted[reader]
-                for reader in readers
-            ),
-            default=given[index],
-        )
-    return [
-        (input_bits[index] if layer.has_weight else wanted[index], wanted[index])
-        for index, layer in enumerate(layers)
-    ]
+
+    def __init__(self, network: Network) -> None:
+        number = {layer.name: index for index, layer in enumerate(network.weighted)}
+        # What a sink without weights passes on comes from above, all else from below.
+        above: dict[str, tuple[int, ...]] = {}
+        for layer in network.layers:
+            sources = [name for name in layer.inputs if name != INPUT]
+            above[layer.name] = (
+                (number[layer.name],)
+                if layer.has_weight
+                else _merged([above[name] for name in sources])
+            )
+        below: dict[str, tuple[int, ...]] = {}
+        for layer in reversed(network.layers):
+            readers = network.consumers[layer.name]
+            below[layer.name] = (
+                _merged([(number[name],) if name in number else below[name] for name in readers])
+                if readers
+                else above[layer.name]
+            )
+        self.deciders = tuple(below[layer.name] for layer in network.layers)
+        self._segments = Segments(self.deciders)
+
+    def output_bits(self, input_bits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Bits of every layer's outputs.
+
+        Args:
+            input_bits: (..., weighted layers) bits of their inputs.
+
+        Returns:
+            (..., layers).
+        """
+        shape = (*input_bits.shape[:-1], len(self.deciders))
+        bits = np.full(shape, float(FLOAT_BITS))
+        bits[..., self._segments.layers] = self._segments.largest(input_bits)
+        return bits
+
+
+def _merged(parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({index for part in parts for index in part}))

@@ -3,52 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from epim_nas.epitome.design import FLOAT_BITS, Choice, Design
+import numpy as np
+
+from epim_nas.epitome.design import Choice, Design
 from epim_nas.errors import InputError
 from epim_nas.hardware.accumulator import accumulator_size, shared_parts
-from epim_nas.hardware.bits import check_bits, data_bits
+from epim_nas.hardware.batch import BatchCost, BatchCostModel
+from epim_nas.hardware.bits import check_bits
 from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.evaluation import Evaluation
 from epim_nas.hardware.mapping import LayerMapping, map_layer
-from epim_nas.hardware.pipeline import Pipeline
-from epim_nas.hardware.placement import Hops, Placement
-from epim_nas.hardware.power import (
-    BufferSizes,
-    Memories,
-    layer_area_um2,
-    layer_buffers,
-    layer_energy_nj,
-    layer_power_w,
-)
+from epim_nas.hardware.pipeline import Timeline
 from epim_nas.hardware.results import CostTotals, LayerCost, NetworkCost
-from epim_nas.hardware.table import CostTable, build_table
-from epim_nas.hardware.timing import LayerTiming, time_conv, time_element_sum, time_pooling
+from epim_nas.hardware.table import CostTable, Options, build_table, check_choices
+from epim_nas.hardware.timing import Hops
 from epim_nas.network.spec import LayerSpec, Network
 
 _NO_CHOICE = Choice()
 
 DENSE_BITS = 9
 """Bits of weights and activations where no design is given: MNSIM 2.0's setting."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the layers of one design share, and one layer alone does not know.
-
-    Attributes:
-        mappings: per layer, where its weight lies.
-        hops: per layer, the distances on the mesh.
-        bits: per layer, bits of its inputs and its outputs.
-        sizes: sizes of the buffers.
-        memories: the buffers themselves.
-    """
-
-    mappings: tuple[LayerMapping, ...]
-    hops: tuple[Hops, ...]
-    bits: tuple[tuple[int, int], ...]
-    sizes: BufferSizes
-    memories: Memories
 
 
 class CostModel:
@@ -78,17 +53,8 @@ class CostModel:
             raise InputError(f"network {network.name}", "it has no layers")
         self.network = network
         self.chip = chip
-        self._pipeline = Pipeline(network, chip.pipeline.overlap)
-        self._placement = Placement(
-            chip,
-            [layer.type != "element_sum" for layer in network.layers],
-            [
-                [network.index[name] for name in network.consumers[layer.name]]
-                for layer in network.layers
-            ],
-        )
-        self._mappings: dict[tuple[int, Choice], LayerMapping] = {}
-        self._buffers: dict[tuple[int, Choice, int, int], BufferSizes] = {}
+        self.evaluation = Evaluation(network, chip)
+        self._mappings: dict[tuple[str, Choice], LayerMapping] = {}
 
     def evaluate(
         self,
@@ -109,49 +75,52 @@ class CostModel:
             InputError: the design does not fit the network, or the network not the chip.
         """
         choices = self._choices(design, weight_bits, activation_bits)
-        layout = self._layout(choices)
-        timings = [self.time(index, layout) for index in range(len(choices))]
-        timelines, latency_ns = self._pipeline.run([timing.steps for timing in timings])
-        layers = []
-        for index, layer in enumerate(self.network.layers):
-            mapping, timing = layout.mappings[index], timings[index]
-            power = layer_power_w(layer, mapping, layout.memories, self.chip)
-            layers.append(
-                LayerCost(
-                    name=layer.name,
-                    type=layer.type,
-                    crossbars=mapping.crossbars,
-                    tiles=mapping.tiles,
-                    rounds=mapping.rounds,
-                    latency_ns=timing.busy,
-                    energy_nj=layer_energy_nj(power, timing.busy),
-                    power_w=power,
-                    area_um2=layer_area_um2(mapping, layout.memories, self.chip),
-                    utilization=mapping.utilization,
-                    sequential_latency_ns=timing.sequential,
-                    mapping=mapping,
-                    hops=layout.hops[index],
-                    timeline=timelines[index],
-                )
+        single = {name: [choice] for name, choice in choices.items()}
+        return self._network_cost(self.batch(single).evaluate([[0] * len(single)]), choices)
+
+    def batch(self, choices: Mapping[str, Sequence[Choice]]) -> BatchCostModel:
+        """The whole model for many designs at once, each a row of choice indices.
+
+        Args:
+            choices: name of every layer with weights -> its choices.
+
+        Raises:
+            InputError: a layer that is unknown or missing, no choices, or one that does not fit.
+        """
+        check_choices(self.network, choices)
+        ordered = {}
+        for layer in self.network.weighted:
+            if layer.name not in choices:
+                raise InputError(f"choices.{layer.name}", "is missing", "every layer with weights")
+            ordered[layer.name] = tuple(choices[layer.name])
+        mappings = [
+            [self.mapping(layer, choice) for choice in ordered[layer.name]]
+            for layer in self.network.weighted
+        ]
+        return BatchCostModel(self.evaluation, ordered, mappings)
+
+    def evaluate_many(self, designs: Sequence[Design]) -> dict[str, np.ndarray]:
+        """Totals of many designs.
+
+        Args:
+            designs: the designs.
+
+        Returns:
+            Field of :class:`CostTotals` -> (designs,) array.
+
+        Raises:
+            InputError: a design does not fit the network, or the network not the chip.
+        """
+        choices: dict[str, dict[Choice, int]] = {layer.name: {} for layer in self.network.weighted}
+        rows = []
+        for design in designs:
+            picked = self._choices(design, None, None)
+            rows.append(
+                [choices[name].setdefault(c, len(choices[name])) for name, c in picked.items()]
             )
-        crossbars = sum(layer.crossbars for layer in layers)
-        filled = sum(layer.utilization * layer.crossbars for layer in layers)
-        totals = CostTotals(
-            crossbars=crossbars,
-            tiles=sum(layer.tiles for layer in layers),
-            latency_ns=latency_ns,
-            sequential_latency_ns=sum(layer.sequential_latency_ns for layer in layers),
-            energy_nj=sum(layer.energy_nj["total"] for layer in layers),
-            area_um2=sum(layer.area_um2["total"] for layer in layers),
-            utilization=filled / crossbars if crossbars else 0.0,
-            rounds=sum(layer.rounds for layer in layers),
-        )
-        shared = shared_parts(
-            accumulator_size(self.network, [bits[1] for bits in layout.bits]),
-            layout.sizes,
-            self.chip,
-        )
-        return NetworkCost(self.network.name, self.chip.name, totals, tuple(layers), shared)
+        if not rows:
+            raise InputError("designs", "got none", "at least one design")
+        return self.batch({name: list(found) for name, found in choices.items()}).totals(rows)
 
     def table(
         self,
@@ -172,97 +141,97 @@ class CostModel:
         Raises:
             InputError: an unknown layer, no choices, or a choice that does not fit.
         """
-        return build_table(self, choices, self._choices(reference, DENSE_BITS, DENSE_BITS))
+        check_choices(self.network, choices)
+        fixed = self._choices(reference, DENSE_BITS, DENSE_BITS)
+        options = []
+        for layer in self.network.weighted:
+            all_choices = (*choices.get(layer.name, ()), fixed[layer.name])
+            options.append(
+                Options(all_choices, tuple(self.mapping(layer, choice) for choice in all_choices))
+            )
+        return build_table(self.evaluation, self.network, options, tuple(choices))
 
-    def reference_layout(self, choices: Sequence[Choice]) -> Layout:
-        """The layout of a design, given as one choice per layer."""
-        return self._layout(choices)
+    def mapping(self, layer: LayerSpec, choice: Choice) -> LayerMapping:
+        """The mapping of a layer made of ``choice``; remembered.
 
-    def mapping(self, index: int, choice: Choice) -> LayerMapping:
-        """The mapping of a layer (by its index) made of ``choice``; remembered."""
-        key = (index, choice)
+        Raises:
+            InputError: it does not fit, or bits are out of range.
+        """
+        key = (layer.name, choice)
         found = self._mappings.get(key)
         if found is None:
-            layer = self.network.layers[index]
             check_bits(f"layer {layer.name}: weight_bits", choice.weight_bits)
             check_bits(f"layer {layer.name}: activation_bits", choice.activation_bits)
-            found = map_layer(layer, choice, self.chip)
-            self._mappings[key] = found
+            found = self._mappings[key] = map_layer(layer, choice, self.chip)
         return found
-
-    def time(
-        self,
-        index: int,
-        layout: Layout,
-        mapping: LayerMapping | None = None,
-        bits: tuple[int, int] | None = None,
-    ) -> LayerTiming:
-        """Times of a layer (by its index) in a layout.
-
-        Args:
-            index: the layer.
-            layout: the layout.
-            mapping: another mapping to put in the layer's place.
-            bits: other bits of its inputs and outputs.
-        """
-        layer, hops = self.network.layers[index], layout.hops[index]
-        input_bits, output_bits = bits or layout.bits[index]
-        return _time(
-            layer, mapping or layout.mappings[index], hops, input_bits, output_bits, self.chip
-        )
 
     def _choices(
         self, design: Design | None, weight_bits: int | None, activation_bits: int | None
-    ) -> list[Choice]:
+    ) -> dict[str, Choice]:
         if design is None:
             check_bits("--weight-bits", weight_bits)
             check_bits("--activation-bits", activation_bits)
             dense = Choice(weight_bits=weight_bits, activation_bits=activation_bits)
-            return [dense if layer.has_weight else _NO_CHOICE for layer in self.network.layers]
+            return {layer.name: dense for layer in self.network.weighted}
         names = {layer.name for layer in self.network.weighted}
         if names != set(design):
             design.check_fits(self.network)
-        return [
-            design[layer.name] if layer.has_weight else _NO_CHOICE for layer in self.network.layers
-        ]
+        return {layer.name: design[layer.name] for layer in self.network.weighted}
 
-    def _layout(self, choices: Sequence[Choice]) -> Layout:
-        layers = self.network.layers
-        mappings = tuple(self.mapping(index, choice) for index, choice in enumerate(choices))
-        bits = tuple(
-            data_bits(
-                self.network,
-                [
-                    FLOAT_BITS if choice.activation_bits is None else choice.activation_bits
-                    for choice in choices
-                ],
+    def _network_cost(self, batch: BatchCost, choices: Mapping[str, Choice]) -> NetworkCost:
+        """The costs of a batch of one design, layer by layer."""
+        values = {
+            name: getattr(batch, name)[0].tolist()
+            for name in ("crossbars", "tiles", "rounds", "utilization", "sequential_latency_ns")
+        }
+        parts = {
+            name: _columns(getattr(batch, name))
+            for name in ("latency_ns", "energy_nj", "power_w", "area_um2", "counts")
+        }
+        hops = [Hops(*pair) for pair in zip(*(h[0].tolist() for h in batch.hops), strict=True)]
+        spans = zip(*(times[0].tolist() for times in batch.timeline), strict=True)
+        timeline = [Timeline(*span) for span in spans]
+        layers = tuple(
+            LayerCost(
+                name=layer.name,
+                type=layer.type,
+                crossbars=int(values["crossbars"][index]),
+                tiles=int(values["tiles"][index]),
+                rounds=int(values["rounds"][index]),
+                latency_ns=parts["latency_ns"][index],
+                energy_nj=parts["energy_nj"][index],
+                power_w=parts["power_w"][index],
+                area_um2=parts["area_um2"][index],
+                counts=parts["counts"][index],
+                utilization=values["utilization"][index],
+                sequential_latency_ns=values["sequential_latency_ns"][index],
+                mapping=self.mapping(layer, choices.get(layer.name, _NO_CHOICE)),
+                hops=hops[index],
+                timeline=timeline[index],
             )
+            for index, layer in enumerate(self.network.layers)
         )
-        hops = self._placement.hops([mapping.tiles for mapping in mappings])
-        needed = []
-        for index, (layer, choice) in enumerate(zip(layers, choices, strict=True)):
-            if layer.has_weight:
-                key = (index, choice, *bits[index])
-                if key not in self._buffers:
-                    self._buffers[key] = layer_buffers(layer, mappings[index], *bits[index])
-                needed.append(self._buffers[key])
-        sizes = BufferSizes(
-            max((size.pe_input_kb for size in needed), default=0.0),
-            max((size.tile_output_kb for size in needed), default=0.0),
+        totals = {
+            name: int(values[0]) if name in ("crossbars", "tiles", "rounds") else float(values[0])
+            for name, values in batch.totals.items()
+        }
+        shared = shared_parts(
+            accumulator_size(self.network, batch.output_bits[0].tolist()),
+            float(batch.sizes.pe_input_kb[0, 0]),
+            float(batch.sizes.tile_output_kb[0, 0]),
+            self.chip,
         )
-        return Layout(mappings, tuple(hops), bits, sizes, Memories.of(sizes, self.chip))
+        return NetworkCost(
+            self.network.name,
+            self.chip.name,
+            CostTotals(**totals),  # type: ignore[arg-type]
+            layers,
+            shared,
+        )
 
 
-def _time(
-    layer: LayerSpec,
-    mapping: LayerMapping,
-    hops: Hops,
-    input_bits: int,
-    output_bits: int,
-    chip: Chip,
-) -> LayerTiming:
-    if layer.type == "element_sum":
-        return time_element_sum(layer, hops, output_bits, chip)
-    if layer.type == "pooling":
-        return time_pooling(layer, hops, output_bits, chip)
-    return time_conv(layer, mapping, hops, input_bits, output_bits, chip)
+def _columns(components: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
+    """Per layer, component -> value of the first design."""
+    names = tuple(components)
+    values = np.stack([component[0] for component in components.values()], axis=1).tolist()
+    return [dict(zip(names, row, strict=True)) for row in values]

@@ -7,32 +7,19 @@ Manhattan hops; the equations are those of MNSIM 2.0 (commit ca39ccb).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip, Mesh
+from epim_nas.hardware.segments import Segments
+from epim_nas.hardware.timing import Hops
 
 IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Hops:
-    """Hops of one layer's data.
-
-    Attributes:
-        inside: from its tiles to the one that aggregates (``d_in``).
-        outside: from that tile to the consumers (``d_out``).
-        first_tile: number of its first tile.
-    """
-
-    inside: float = 0.0
-    outside: float = 0.0
-    first_tile: int = 0
 
 
 @lru_cache(maxsize=16)
@@ -84,122 +71,112 @@ class Placement:
         self, chip: Chip, tiled: Sequence[bool], consumers: Sequence[Sequence[int]]
     ) -> None:
         self._chip = chip
-        self._tiled = tuple(tiled)
-        self._consumers = tuple(tuple(readers) for readers in consumers)
+        readers = [[reader for reader in found if tiled[reader]] for found in consumers]
+        self._readers = Segments(readers)
+        self._has_readers = np.array([bool(found) for found in readers])
+        # All consumers are sums: the results go to the accumulator.
+        self._to_accumulator = np.array([bool(found) for found in consumers]) & ~self._has_readers
+        # Sums have no tiles: their results come from the accumulator.
+        self._sums = Segments(
+            [[] if there else found for there, found in zip(tiled, readers, strict=True)]
+        )
         self._middle = chip.mesh.size[0] / 2
 
-    def hops(self, tiles: Sequence[int]) -> list[Hops]:
-        """Hops of every layer.
+    def hops(self, tiles: npt.NDArray[np.int64]) -> Hops:
+        """Hops of every layer of every design.
 
         Args:
-            tiles: per layer, its tiles (0 for layers without).
+            tiles: (designs, layers) tiles, 0 for layers without.
+
+        Returns:
+            Hops of (designs, layers).
 
         Raises:
             InputError: the mesh is too small.
         """
-        mesh = self._chip.mesh
-        all_rows, all_columns = mesh_order(mesh)
-        total = sum(tiles)
-        if total > len(all_rows):
+        designs, layers = tiles.shape
+        all_rows, all_columns = mesh_order(self._chip.mesh)
+        self._check_room(tiles, len(all_rows))
+        inside, outside = np.zeros(tiles.shape), np.zeros(tiles.shape)
+        counts = tiles.ravel()
+        occupied = np.flatnonzero(counts)
+        if layers == 1 or not len(occupied):
+            return Hops(inside, outside)  # MNSIM leaves a one-layer network unplaced.
+
+        # All tiles of all designs in one row; a segment is the tiles of one layer of one design.
+        segment = np.repeat(np.arange(len(counts)), counts)
+        begin = np.cumsum(counts) - counts
+        design_begin = np.repeat(begin.reshape(designs, layers)[:, 0], tiles.sum(1))
+        spot = np.arange(len(segment)) - design_begin
+        rows, columns = all_rows[spot], all_columns[spot]
+        starts = begin[occupied]
+
+        # The farthest of a set of tiles, in Manhattan distance, is found from the extremes of
+        # row + column and row - column.
+        diagonals = (rows + columns, rows - columns)
+        own = _Extremes.empty(tiles.shape)
+        for axis, values in enumerate(diagonals):
+            own.low[axis].flat[occupied] = np.minimum.reduceat(values, starts)
+            own.high[axis].flat[occupied] = np.maximum.reduceat(values, starts)
+        readers = _Extremes.empty(tiles.shape)
+        readers.low[:, :, self._readers.layers] = self._readers.smallest(own.low)
+        readers.high[:, :, self._readers.layers] = self._readers.largest(own.high)
+        from_accumulator = np.abs(rows - self._middle) + columns
+
+        near = own.farthest(diagonals, segment)
+        far = readers.farthest(diagonals, segment)
+        layer_of = segment % layers
+        distance = np.where(
+            self._has_readers[layer_of],
+            far,
+            np.where(self._to_accumulator[layer_of], from_accumulator, 0.0),
+        )
+        # The first minimum in row-major order wins: distances are multiples of 1/2.
+        rank = rows * self._chip.mesh.size[1] + columns
+        spots = self._chip.mesh.size[0] * self._chip.mesh.size[1]
+        key = (2 * (near + distance)).astype(np.int64) * spots + rank
+        best = np.full(len(counts), -1)
+        best[occupied] = np.minimum.reduceat(key, starts) % spots
+        # The winner is found again by its place.
+        winner = np.flatnonzero(rank == best[segment])
+        inside.flat[segment[winner]] = near[winner]
+        outside.flat[segment[winner]] = distance[winner]
+
+        first = np.zeros(len(counts), dtype=np.int64)
+        first[occupied] = np.minimum.reduceat(rank, starts)
+        first_rows, first_columns = np.divmod(first, self._chip.mesh.size[1])
+        reach = (np.abs(first_rows - self._middle) + first_columns).reshape(tiles.shape)
+        outside[:, self._sums.layers] = self._sums.largest(reach)
+        return Hops(inside, outside)
+
+    def _check_room(self, tiles: npt.NDArray[np.int64], room: int) -> None:
+        total = int(tiles.sum(1).max(initial=0))
+        if total > room:
+            mesh = self._chip.mesh
             raise InputError(
                 f"chip {self._chip.name}: mesh.size",
-                f"{list(mesh.size)} in the order `{mesh.order}` has room for {len(all_rows)} "
+                f"{list(mesh.size)} in the order `{mesh.order}` has room for {room} "
                 f"tiles, the design needs {total}",
                 f"at least {total} tiles",
                 "Enlarge it, e.g. `--set mesh.size=[128,128]`, or use fewer crossbars.",
             )
-        starts = [0] * len(tiles)
-        position = 0
-        for layer, count in enumerate(tiles):
-            starts[layer] = position
-            position += count
-        if len(tiles) == 1:
-            # MNSIM leaves a one-layer network unplaced.
-            return [Hops()]
-        # The farthest of a set of tiles, in Manhattan distance, is found from the extremes of
-        # row + column and row - column.
-        sums = all_rows[:total] + all_columns[:total]
-        differences = all_rows[:total] - all_columns[:total]
-        occupied = [layer for layer, count in enumerate(tiles) if count]
-        bounds = np.array([starts[layer] for layer in occupied], dtype=np.intp)
-        extremes: dict[int, tuple[int, int, int, int]] = {}
-        if occupied:
-            extremes = dict(
-                zip(
-                    occupied,
-                    zip(
-                        np.minimum.reduceat(sums, bounds).tolist(),
-                        np.maximum.reduceat(sums, bounds).tolist(),
-                        np.minimum.reduceat(differences, bounds).tolist(),
-                        np.maximum.reduceat(differences, bounds).tolist(),
-                        strict=True,
-                    ),
-                    strict=True,
-                )
-            )
-        result = []
-        for layer, count in enumerate(tiles):
-            span = slice(starts[layer], starts[layer] + count)
-            if count:
-                inside, outside = self._aggregate(
-                    layer, all_rows[span], all_columns[span], extremes
-                )
-            else:
-                inside, outside = 0.0, self._from_accumulator(layer, tiles, starts)
-            result.append(Hops(inside, outside, starts[layer]))
+
+
+class _Extremes(NamedTuple):
+    """Smallest and largest row + column and row - column of tiles, (2, designs, layers)."""
+
+    low: IntArray
+    high: IntArray
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> _Extremes:
+        return cls(np.zeros((2, *shape), dtype=np.int64), np.zeros((2, *shape), dtype=np.int64))
+
+    def farthest(self, diagonals: tuple[IntArray, IntArray], segment: IntArray) -> IntArray:
+        """Per tile, the distance to the farthest tile of the set that belongs to its segment."""
+        result = np.zeros(len(segment), dtype=np.int64)
+        for axis, values in enumerate(diagonals):
+            low, high = self.low[axis].ravel()[segment], self.high[axis].ravel()[segment]
+            np.maximum(result, values - low, out=result)
+            np.maximum(result, high - values, out=result)
         return result
-
-    def _aggregate(
-        self,
-        layer: int,
-        rows: IntArray,
-        columns: IntArray,
-        extremes: dict[int, tuple[int, int, int, int]],
-    ) -> tuple[float, float]:
-        """Inside and outside hops from the best aggregation tile of a layer."""
-        readers = self._consumers[layer]
-        tiled = [reader for reader in readers if self._tiled[reader]]
-        if len(rows) == 1 and not readers:
-            return 0.0, 0.0
-        sums, differences = rows + columns, rows - columns
-        inside = _farthest(sums, differences, extremes[layer])
-        if not readers:
-            return float(inside.min()), 0.0
-        if tiled:
-            target = [extremes[reader] for reader in tiled]
-            merged = (
-                min(item[0] for item in target),
-                max(item[1] for item in target),
-                min(item[2] for item in target),
-                max(item[3] for item in target),
-            )
-            outside = _farthest(sums, differences, merged).astype(np.float64)
-        else:
-            outside = np.abs(rows - self._middle) + columns
-        # The first minimum in row-major order wins.
-        both = inside + outside
-        best = np.lexsort((columns, rows, both))[0]
-        return float(inside[best]), float(outside[best])
-
-    def _from_accumulator(self, layer: int, tiles: Sequence[int], starts: Sequence[int]) -> float:
-        """Hops from the global accumulator, at the middle of the left edge, to the consumers."""
-        all_rows, all_columns = mesh_order(self._chip.mesh)
-        farthest = 0.0
-        for reader in self._consumers[layer]:
-            if not tiles[reader]:
-                continue
-            span = slice(starts[reader], starts[reader] + tiles[reader])
-            rows, columns = all_rows[span], all_columns[span]
-            first = np.lexsort((columns, rows))[0]
-            distance = abs(float(rows[first]) - self._middle) + float(columns[first])
-            farthest = max(farthest, distance)
-        return farthest
-
-
-def _farthest(
-    sums: IntArray, differences: IntArray, extremes: tuple[int, int, int, int]
-) -> IntArray:
-    low_sum, high_sum, low_difference, high_difference = extremes
-    across = np.maximum(sums - low_sum, high_sum - sums)
-    along = np.maximum(differences - low_difference, high_difference - differences)
-    return np.maximum(across, along)

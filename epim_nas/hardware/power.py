@@ -1,148 +1,27 @@
-"""Power, energy and area of one layer.
+"""Energy, power and area of the layers, by component.
 
-Equations: MNSIM 2.0, commit ca39ccb; ``docs/cost_model.md`` derives what epitomes add.
+Energy is counted: events times what one takes. Equations: MNSIM 2.0, commit ca39ccb;
+``docs/cost_model.md`` derives what epitomes add. Arrays are (..., layers), see ``ops``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, log2
+from typing import Any, NamedTuple
 
+from epim_nas.hardware.buffers import Memories, table_kb, table_memory
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.components import Components
-from epim_nas.hardware.mapping import LayerMapping
-from epim_nas.hardware.sram import Sram, sram
-from epim_nas.network.spec import LayerSpec
+from epim_nas.hardware.geometry import LayerArrays
+from epim_nas.hardware.mapping_arrays import MappingArrays
+from epim_nas.hardware.ops import Array, Ops
+from epim_nas.hardware.sram import CYCLE_NS
+from epim_nas.hardware.timing import Timing
 
 DIGITAL_PARTS = ("shiftreg", "iReg", "oReg", "input_demux", "output_mux", "jointmodule")
 """What MNSIM sums to ``digital`` (its adders are left out of the energy total)."""
 
-
-@dataclass(frozen=True)
-class BufferSizes:
-    """Sizes of the chip's buffers in KB: the largest that any layer needs.
-
-    Attributes:
-        pe_input_kb: input buffer of every PE.
-        tile_output_kb: output buffer of every tile.
-    """
-
-    pe_input_kb: float
-    tile_output_kb: float
-
-
-def power_of_two_kb(size_bytes: float) -> float:
-    """The next power of two in KB, 0 for nothing."""
-    return float(2 ** ceil(log2(size_bytes))) / 1024 if size_bytes > 0 else 0.0
-
-
-def layer_buffers(
-    layer: LayerSpec, mapping: LayerMapping, input_bits: int, output_bits: int
-) -> BufferSizes:
-    """What one conv or fc layer needs: its lines of input, and its outputs twice (ping-pong)."""
-    if layer.type == "fc":
-        inputs = layer.in_channels * input_bits / 8
-    else:
-        lines = (layer.kernel[0] - 1) * layer.dilation[0] + 1
-        inputs = layer.input_size[1] * lines * layer.in_channels * input_bits / 8
-    outputs = layer.out_channels * output_bits / 8
-    return BufferSizes(
-        power_of_two_kb(inputs / mapping.crossbars), power_of_two_kb(2 * outputs / mapping.tiles)
-    )
-
-
-def table_kb(mapping: LayerMapping) -> float:
-    """Size of a tile's index table: the entries of all rounds of a position."""
-    return power_of_two_kb(mapping.rounds * mapping.table_bits / 8)
-
-
-def table_sram(mapping: LayerMapping, chip: Chip) -> Sram:
-    """The SRAM that holds a tile's index table."""
-    table = chip.index_table
-    return sram(
-        table_kb(mapping),
-        table.technology_nm or chip.buffer.technology_nm,
-        table.bus_bits or chip.buffer.bus_bits,
-        "index_table",
-    )
-
-
-@dataclass(frozen=True)
-class Memories:
-    """The buffers of a chip that is sized for one network and design."""
-
-    pe_input: Sram
-    tile_output: Sram
-
-    @classmethod
-    def of(cls, sizes: BufferSizes, chip: Chip) -> Memories:
-        """The arrays; sizes given in the chip description replace the computed ones."""
-        buffer = chip.buffer
-        return cls(
-            sram(buffer.pe_input_kb or sizes.pe_input_kb, buffer.technology_nm, buffer.bus_bits),
-            sram(
-                buffer.tile_output_kb or sizes.tile_output_kb,
-                buffer.technology_nm,
-                buffer.bus_bits,
-            ),
-        )
-
-
-def layer_power_w(
-    layer: LayerSpec, mapping: LayerMapping, memories: Memories, chip: Chip
-) -> dict[str, float]:
-    """Power of one layer by component (W) while the component works."""
-    power = dict.fromkeys(POWER_COMPONENTS, 0.0)
-    if mapping.tiles == 0:
-        return power
-    parts = Components.of(chip)
-    output = memories.tile_output
-    if layer.type == "pooling":
-        power["pooling"] = parts.pooling_power_w
-        power["buf_r"], power["buf_w"] = output.read_power_w, output.write_power_w
-    else:
-        pes, groups = mapping.pes_per_tile, mapping.groups
-        rows = ceil(mapping.active_rows / parts.demux_ratio)
-        columns = ceil(mapping.active_columns / parts.mux_ratio)
-        # The last tile counts as full; a round activates only the crossbars of its patch.
-        working = mapping.tiles * mapping.activity
-        elements = working * pes * groups
-        power["xbar"] = elements * chip.mapping.polarity * _array_power(mapping, parts, chip)
-        power["DAC"] = elements * rows * parts.dac.power_w
-        power["ADC"] = elements * columns * parts.adc.power_w
-        power["iReg"] = elements * rows * parts.register_power_w
-        power["oReg"] = elements * columns * parts.register_power_w
-        power["shiftreg"] = elements * columns * parts.shift_register_power_w
-        power["input_demux"] = elements * rows * parts.demux_power_w
-        power["output_mux"] = elements * columns * parts.mux_power_w
-        power["adder"] = working * pes * (groups - 1) * columns * parts.adder_power_w
-        power["jointmodule"] = working * (pes - 1) * columns * parts.joint_module_power_w
-        if mapping.accumulations:
-            power["accumulator"] = working * columns * parts.adder_power_w
-        if mapping.table_bits:
-            power["index_table"] = mapping.tiles * table_sram(mapping, chip).read_power_w
-        inputs = memories.pe_input
-        power["buf_r"] = mapping.tiles * (pes * inputs.read_power_w + output.read_power_w)
-        power["buf_w"] = mapping.tiles * (pes * inputs.write_power_w + output.write_power_w)
-    power["buf"] = power["buf_r"] + power["buf_w"]
-    # Here MNSIM counts the adders among the digital parts, in the energy it does not.
-    power["digital"] = (
-        sum(power[name] for name in DIGITAL_PARTS) + power["adder"] + power["accumulator"]
-    )
-    power["total"] = sum(power[name] for name in _SUMMED)
-    return power
-
-
-def _array_power(mapping: LayerMapping, parts: Components, chip: Chip) -> float:
-    shared = parts.demux_ratio * parts.mux_ratio
-    if chip.crossbar.power_model == "full_array":
-        return parts.full_array_power_w / shared
-    unselected = chip.crossbar.columns - mapping.active_columns
-    cells = mapping.active_columns * parts.cell_power_w + unselected * parts.half_selected_power_w
-    return mapping.active_rows * cells / shared
-
-
 _SUMMED = ("xbar", "DAC", "ADC", "buf", "pooling", "digital", "index_table")
+
 POWER_COMPONENTS = (
     "total",
     "xbar",
@@ -163,55 +42,140 @@ POWER_COMPONENTS = (
     "pooling",
     "index_table",
 )
-"""Keys of every layer's power, energy and (without the last three of buf) area breakdown."""
+"""Keys of every layer's power and energy breakdown."""
 
-
-def layer_energy_nj(power_w: dict[str, float], busy_ns: dict[str, float]) -> dict[str, float]:
-    """Energy of one layer by component (nJ): power times busy time.
-
-    Both buffers are charged for the time that either is accessed, and the adders inside of PEs
-    are not part of ``digital`` and ``total``, as in MNSIM 2.0.
-    """
-    energy = dict.fromkeys(POWER_COMPONENTS, 0.0)
-    for name in ("xbar", "ADC", "DAC", "adder", "accumulator", "pooling", "index_table"):
-        energy[name] = power_w[name] * busy_ns[name]
-    for name in DIGITAL_PARTS:
-        energy[name] = power_w[name] * busy_ns[name]
-    if power_w["buf_r"]:
-        energy["buf_r"] = power_w["buf_r"] * busy_ns["buffer_r"]
-        energy["buf_w"] = power_w["buf_w"] * busy_ns["buffer_w"]
-    energy["buf"] = energy["buf_r"] + energy["buf_w"]
-    energy["digital"] = sum(energy[name] for name in DIGITAL_PARTS) + energy["accumulator"]
-    energy["total"] = sum(energy[name] for name in _SUMMED)
-    return energy
-
-
-AREA_COMPONENTS = (
-    "total",
-    "xbar",
-    "ADC",
-    "DAC",
-    "digital",
-    "adder",
-    "shiftreg",
-    "iReg",
-    "oReg",
-    "input_demux",
-    "output_mux",
-    "jointmodule",
-    "buf",
-    "pooling",
-    "index_table",
+AREA_COMPONENTS = tuple(
+    name for name in POWER_COMPONENTS if name not in ("accumulator", "buf_r", "buf_w")
 )
 """Keys of every layer's area breakdown."""
 
 
-def layer_area_um2(mapping: LayerMapping, memories: Memories, chip: Chip) -> dict[str, float]:
-    """Area of one layer by component (um2): its tiles, which are all built alike."""
+class Consumption(NamedTuple):
+    """Component -> (..., layers): energy (nJ), and power (W) while the component works."""
+
+    energy_nj: dict[str, Array]
+    power_w: dict[str, Array]
+
+
+def consume_weighted(
+    ops: Ops,
+    chip: Chip,
+    layers: LayerArrays,
+    mapping: MappingArrays,
+    timing: Timing,
+    memories: Memories,
+) -> Consumption:
+    """Energy and power of layers with weights.
+
+    A component's power is its mean over the slots in which it works. Both buffers are charged
+    while either is accessed, and the adders inside of PEs are not part of the energy's
+    ``digital`` and ``total``, as in MNSIM 2.0.
+    """
+    parts, turns = Components.of(chip), timing.turns
+    assert turns is not None
+    tiles, pes, groups = mapping.active_tiles, mapping.pes, mapping.groups
+    rows = ops.ceil(mapping.active_rows / parts.demux_ratio)
+    columns = ops.ceil(mapping.active_columns / parts.mux_ratio)
+    # The last tile counts as full (MNSIM).
+    elements = tiles * pes * groups
+
+    def mean(power: Array, turns_of_a_slot: Array) -> Array:
+        """Mean of a slot's power, weighted with how long the component works in it."""
+        weight = mapping.slots * turns_of_a_slot
+        return (weight * power).sum(0) / weight.sum(0)
+
+    loads = turns.rows * turns.columns + turns.activations
+    adders = tiles * columns * parts.adder_power_w
+    added = (mapping.accumulating * turns.columns).sum(0)
+    accumulating = ops.where(added > 0, added, 1.0 + 0.0 * added)
+    power = {
+        "xbar": mean(
+            elements * chip.mapping.polarity * _array_power(mapping, parts, chip),
+            turns.activations,
+        ),
+        "DAC": mean(elements * rows * parts.dac.power_w, turns.activations),
+        "ADC": mean(elements * columns * parts.adc.power_w, turns.activations),
+        "iReg": mean(elements * rows * parts.register_power_w, loads),
+        "oReg": mean(elements * columns * parts.register_power_w, turns.columns),
+        "shiftreg": mean(elements * columns * parts.shift_register_power_w, turns.activations),
+        "input_demux": mean(elements * rows * parts.demux_power_w, turns.activations),
+        "output_mux": mean(elements * columns * parts.mux_power_w, turns.activations),
+        "adder": mean(tiles * pes * (groups - 1) * columns * parts.adder_power_w, turns.columns),
+        "jointmodule": mean(
+            tiles * (pes - 1) * columns * parts.joint_module_power_w, 1.0 + 0.0 * turns.columns
+        ),
+        "accumulator": (mapping.accumulating * turns.columns * adders).sum(0) / accumulating,
+        "index_table": mapping.tiles
+        * ops.lookup(table_memory(chip), "read_power_w", table_kb(ops, mapping)),
+        "buf_r": mapping.tiles * (pes * memories.input_read_w + memories.output_read_w),
+        "buf_w": mapping.tiles * (pes * memories.input_write_w + memories.output_write_w),
+    }
+    energy = {
+        name: power[name] * timing.busy[name] for name in power if name not in ("buf_r", "buf_w")
+    }
+    # A slot accesses the buffers of its active tiles only.
+    energy["buf_r"] = (
+        timing.reads * CYCLE_NS * (pes * memories.input_read_w + memories.output_read_w)
+    )
+    energy["buf_w"] = (
+        timing.writes * CYCLE_NS * (pes * memories.input_write_w + memories.output_write_w)
+    )
+    return _totals(energy, power)
+
+
+def _array_power(mapping: MappingArrays, parts: Components, chip: Chip) -> Any:
+    shared = parts.demux_ratio * parts.mux_ratio
+    if chip.crossbar.power_model == "full_array":
+        return parts.full_array_power_w / shared
+    unselected = chip.crossbar.columns - mapping.active_columns
+    cells = mapping.active_columns * parts.cell_power_w + unselected * parts.half_selected_power_w
+    return mapping.active_rows * cells / shared
+
+
+def consume_pooling(chip: Chip, timing: Timing, memories: Memories) -> Consumption:
+    """Energy and power of ``pooling`` layers: one tile each."""
+    busy, none = timing.busy, 0.0 * timing.sequential
+    power = {
+        "pooling": Components.of(chip).pooling_power_w + none,
+        "buf_r": memories.output_read_w + none,
+        "buf_w": memories.output_write_w + none,
+    }
+    energy = {
+        "pooling": power["pooling"] * busy["pooling"],
+        "buf_r": power["buf_r"] * busy["buffer_r"],
+        "buf_w": power["buf_w"] * busy["buffer_w"],
+    }
+    return _totals(energy, power)
+
+
+def _totals(energy: dict[str, Array], power: dict[str, Array]) -> Consumption:
+    for values in (energy, power):
+        values["buf"] = values["buf_r"] + values["buf_w"]
+        values["digital"] = sum(values.get(name, 0.0) for name in DIGITAL_PARTS)
+        values["digital"] = values["digital"] + values.get("accumulator", 0.0)
+    # In the power MNSIM counts the adders among the digital parts, in the energy it does not.
+    power["digital"] = power["digital"] + power.get("adder", 0.0)
+    for values in (energy, power):
+        values["total"] = sum(values.get(name, 0.0) for name in _SUMMED)
+    return Consumption(energy, power)
+
+
+def layer_area_um2(
+    ops: Ops, chip: Chip, tiles: Array, table_kilobytes: Array, memories: Memories
+) -> dict[str, Array]:
+    """Area of layers by component (um2): their tiles, which are all built alike.
+
+    Args:
+        ops: the array operations.
+        chip: the chip.
+        tiles: (..., layers) tiles.
+        table_kilobytes: (..., layers) size of a tile's index table.
+        memories: the buffers of the chip.
+    """
     parts = Components.of(chip)
-    tile = dict(parts.tile_area_um2)
-    tile["buf"] = parts.pes * memories.pe_input.area_um2 + memories.tile_output.area_um2
-    tile["index_table"] = table_sram(mapping, chip).area_um2 if mapping.table_bits else 0.0
-    tile["digital"] = sum(tile[name] for name in DIGITAL_PARTS) + tile["adder"]
-    tile["total"] = sum(tile[name] for name in _SUMMED)
-    return {name: mapping.tiles * tile[name] for name in AREA_COMPONENTS}
+    area = {name: tiles * value for name, value in parts.tile_area_um2}
+    area["buf"] = tiles * (parts.pes * memories.input_area_um2 + memories.output_area_um2)
+    area["index_table"] = tiles * ops.lookup(table_memory(chip), "area_um2", table_kilobytes)
+    area["digital"] = sum(area[name] for name in DIGITAL_PARTS) + area["adder"]
+    area["total"] = sum(area[name] for name in _SUMMED)
+    return area

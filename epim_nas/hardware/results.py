@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from epim_nas.hardware.mapping import LayerMapping
 from epim_nas.hardware.pipeline import Timeline
-from epim_nas.hardware.placement import Hops
+from epim_nas.hardware.timing import Hops
 
 COST_SCHEMA = "epim-nas/cost@1"
-MODEL_VERSION = "1"
-"""Version of the cost model's equations, stamped into every result."""
+MODEL_VERSION = "2"
+"""Version of the cost model's equations, stamped into every result.
+
+2: rounds on disjoint crossbars are parallel, rounds are charged by their own rows and columns,
+replicas are written, and input buffers hold every channel that a row group sees.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class CostTotals:
     rounds: int
 
 
+TOTALS = tuple(field.name for field in fields(CostTotals))
+"""Names of the totals, in order."""
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """Cost of one layer.
@@ -55,6 +63,7 @@ class LayerCost:
         energy_nj: component -> energy, with ``total``.
         power_w: component -> power while it works, with ``total``.
         area_um2: component -> area, with ``total``.
+        counts: event -> number of events of one inference, see ``timing.COUNTS``.
         utilization: cells that hold a weight / cells (0..1).
         sequential_latency_ns: time of all positions, one after the other.
         mapping: where the weight lies.
@@ -71,6 +80,7 @@ class LayerCost:
     energy_nj: dict[str, float]
     power_w: dict[str, float]
     area_um2: dict[str, float]
+    counts: dict[str, float]
     utilization: float
     sequential_latency_ns: float
     mapping: LayerMapping
@@ -143,6 +153,7 @@ class NetworkCost:
                     "energy_nj": layer.energy_nj,
                     "power_w": layer.power_w,
                     "area_um2": layer.area_um2,
+                    "counts": layer.counts,
                 }
                 for layer in self.layers
             ],

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
 
 from epim_nas.errors import InputError
+
+FloatArray = npt.NDArray[np.float64]
 
 CYCLE_NS = 20.0
 """Time of one access."""
@@ -161,56 +167,64 @@ WRITE_NJ: tuple[float, ...] = (
 # fmt: on
 
 
+FIELDS = ("area_um2", "read_power_w", "write_power_w")
+"""What an array has: its area, and the power while it is read or written (leakage included)."""
+
+
 @dataclass(frozen=True)
-class Sram:
-    """One SRAM array.
+class SramTable:
+    """The arrays of one technology and bus, from the smallest to the largest.
 
     Attributes:
-        area_um2: area.
-        read_power_w: dynamic and leakage power while it is read.
-        write_power_w: the same while it is written.
-        leakage_w: leakage alone.
-    """
-
-    area_um2: float
-    read_power_w: float
-    write_power_w: float
-    leakage_w: float
-
-
-def sram(size_kb: float, technology_nm: float, bus_bits: int, field: str = "buffer") -> Sram:
-    """The array of the smallest size bin that holds ``size_kb``; size 0 is no array at all.
-
-    Args:
-        size_kb: capacity.
-        technology_nm: technology node.
+        key: chip key to blame, e.g. ``buffer``.
         bus_bits: width of an access.
-        field: chip key to blame.
-
-    Raises:
-        InputError: no such array exists in the tables.
+        area_um2: area per size bin, NaN where no array exists.
+        read_power_w: power while it is read, with leakage.
+        write_power_w: power while it is written, with leakage.
     """
-    if size_kb == 0:
-        return Sram(0.0, 0.0, 0.0, 0.0)
-    band = 0 if technology_nm >= 90 else 1 if technology_nm >= 65 else 2
-    index = 36 * band + 4 * bisect_left(SIZES_KB, size_kb) + bisect_left(BUSES_BITS, bus_bits)
-    if AREA_MM2[index] < 0:
-        raise InputError(
-            f"{field}.bus_bits",
-            f"no {size_kb:g} KB SRAM with a {bus_bits}-bit bus is in the tables",
-            "at most 256 bits for buffers of 2 KB or less",
-            "Choose a narrower bus, or larger buffers.",
+
+    key: str
+    bus_bits: int
+    area_um2: FloatArray
+    read_power_w: FloatArray
+    write_power_w: FloatArray
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(technology_nm: float, bus_bits: int, key: str = "buffer") -> SramTable:
+        """The arrays of a technology node and a bus width."""
+        band = 0 if technology_nm >= 90 else 1 if technology_nm >= 65 else 2
+        bus = bisect_left(BUSES_BITS, bus_bits)
+        index = [36 * band + 4 * size + bus for size in range(len(SIZES_KB) + 1)]
+        area, leakage, read, write = (
+            np.array([values[i] if values[i] >= 0 else np.nan for i in index])
+            for values in (AREA_MM2, LEAKAGE_MW, READ_NJ, WRITE_NJ)
         )
-    leakage_w = LEAKAGE_MW[index] * 1e-3
-    return Sram(
-        area_um2=AREA_MM2[index] * 1e6,
-        # nJ / ns = W
-        read_power_w=READ_NJ[index] / CYCLE_NS + leakage_w,
-        write_power_w=WRITE_NJ[index] / CYCLE_NS + leakage_w,
-        leakage_w=leakage_w,
-    )
+        leakage_w = leakage * 1e-3
+        return SramTable(
+            key,
+            bus_bits,
+            area_um2=area * 1e6,
+            # nJ / ns = W
+            read_power_w=read / CYCLE_NS + leakage_w,
+            write_power_w=write / CYCLE_NS + leakage_w,
+        )
 
+    def check(self, size_kb: FloatArray) -> None:
+        """Check that there is an array for every size.
 
-def access_ns(bits: int, bus_bits: int) -> float:
-    """Time to read or write ``bits``, one bus word a cycle."""
-    return -(-bits // bus_bits) * CYCLE_NS
+        Args:
+            size_kb: sizes; 0 is no array at all.
+
+        Raises:
+            InputError: no such array exists in the tables.
+        """
+        missing = (size_kb > 0) & np.isnan(self.area_um2[np.searchsorted(SIZES_KB, size_kb)])
+        if missing.any():
+            size = float(np.asarray(size_kb)[missing].flat[0])
+            raise InputError(
+                f"{self.key}.bus_bits",
+                f"no {size:g} KB SRAM with a {self.bus_bits}-bit bus is in the tables",
+                "at most 256 bits for buffers of 2 KB or less",
+                "Choose a narrower bus, or larger buffers.",
+            )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.errors import InputError, nearest
-from epim_nas.hardware.power import layer_area_um2, layer_energy_nj, layer_power_w
-
-if TYPE_CHECKING:
-    from epim_nas.hardware.model import CostModel
+from epim_nas.hardware.batch import check_indices, input_bits
+from epim_nas.hardware.evaluation import Evaluation, Layout
+from epim_nas.hardware.mapping import LayerMapping
+from epim_nas.hardware.mapping_arrays import MappingArrays, MappingTable
+from epim_nas.hardware.timing import Hops
+from epim_nas.network.spec import Network
 
 METRICS = (
     "crossbars",
@@ -25,7 +28,14 @@ METRICS = (
     "area_um2",
     "weight_bits",
 )
+"""Additive costs of a layer's choice."""
+
 _INTEGER = ("crossbars", "tiles", "rounds", "weight_bits")
+_CHUNK = 2048
+_PAIR_ROWS = 1536
+"""Largest number of rows of the table of two layers at once: it has to stay in a cache."""
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,15 +50,18 @@ class LayerTable:
         energy_nj: energy (float64).
         area_um2: area (float64).
         weight_bits: bits of all elements that are stored (int64).
+        steps_ns: (4, choices) times of the first position, those of the first column, of the
+            first row, and all others (float64).
     """
 
     crossbars: npt.NDArray[np.int64]
     tiles: npt.NDArray[np.int64]
     rounds: npt.NDArray[np.int64]
-    sequential_latency_ns: npt.NDArray[np.float64]
-    energy_nj: npt.NDArray[np.float64]
-    area_um2: npt.NDArray[np.float64]
+    sequential_latency_ns: FloatArray
+    energy_nj: FloatArray
+    area_um2: FloatArray
     weight_bits: npt.NDArray[np.int64]
+    steps_ns: FloatArray
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,14 @@ class CostTable:
         choices: layer name -> its choices.
         layers: layer name -> the costs of its choices.
         constant: metric -> sum over all other layers.
+        reference_steps_ns: (4, all layers) times of the four kinds of positions in the reference.
     """
 
     names: tuple[str, ...]
     choices: Mapping[str, tuple[Choice, ...]]
     layers: Mapping[str, LayerTable]
     constant: Mapping[str, float]
+    reference_steps_ns: FloatArray
 
     def __getitem__(self, layer: str) -> LayerTable:
         return self.layers[layer]
@@ -86,39 +101,75 @@ class CostTable:
         Raises:
             InputError: the wrong number of layers, or an index out of range.
         """
-        index = np.asarray(rows, dtype=np.int64)
+        index = np.asarray(rows)
         if index.ndim == 0 or index.shape[-1] != len(self.names):
             raise InputError(
-                "rows", f"got shape {index.shape}", f"(..., {len(self.names)}), one per layer"
+                "rows", f"got shape {index.shape}, not (..., layers)", f"{len(self.names)} layers"
             )
-        for column, name in enumerate(self.names):
-            count = len(self.choices[name])
-            values = index[..., column]
-            if values.size and (values.min() < 0 or values.max() >= count):
-                raise InputError(
-                    "rows", f"got an index out of range for layer {name}", f"0 to {count - 1}"
-                )
+        flat = index.reshape(-1, len(self.names))
+        sums = np.empty((len(flat), len(METRICS)))
+        for start in range(0, len(flat), _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            check_indices(chunk, self.names, self._counts)
+            sums[start : start + _CHUNK] = self._sum(np.ascontiguousarray(chunk.T))
         result: dict[str, npt.NDArray[np.generic]] = {}
-        for metric in METRICS:
+        for column, metric in enumerate(METRICS):
             kind = np.int64 if metric in _INTEGER else np.float64
-            total = np.full(index.shape[:-1], self.constant[metric], dtype=kind)
-            for column, name in enumerate(self.names):
-                total += getattr(self.layers[name], metric)[index[..., column]]
-            result[metric] = total
+            total = sums[:, column] + self.constant[metric]
+            result[metric] = total.reshape(index.shape[:-1]).astype(kind)
         return result
 
+    @cached_property
+    def _counts(self) -> npt.NDArray[np.int64]:
+        return np.array([len(self.choices[name]) for name in self.names], dtype=np.int64)
 
-def build_table(
-    model: CostModel, choices: Mapping[str, Sequence[Choice]], reference: Sequence[Choice]
-) -> CostTable:
-    """The table of a model; see :meth:`CostModel.table`.
+    def _sum(self, columns: npt.NDArray[Any]) -> FloatArray:
+        """(designs, metrics) of the (layers, designs) indices of a chunk."""
+        total = np.zeros((columns.shape[1], len(METRICS)))
+        for first, second, table in self._pairs:
+            row = columns[first].astype(np.intp)
+            if second is not None:
+                row *= self._counts[second]
+                row += columns[second]
+            total += table.take(row, axis=0)
+        return total
 
-    Args:
-        model: the cost model.
-        choices: layer name -> its choices.
-        reference: per layer, the choice of the reference design.
+    @cached_property
+    def _pairs(self) -> list[tuple[int, int | None, FloatArray]]:
+        """(layer, next layer, costs of both): half as many look-ups as with one layer each."""
+        each = [
+            np.stack(
+                [getattr(self.layers[name], metric) for metric in METRICS], axis=1, dtype=float
+            )
+            for name in self.names
+        ]
+        pairs: list[tuple[int, int | None, FloatArray]] = []
+        layer = 0
+        while layer < len(each):
+            if layer + 1 < len(each) and len(each[layer]) * len(each[layer + 1]) <= _PAIR_ROWS:
+                both = each[layer][:, None] + each[layer + 1][None]
+                pairs.append((layer, layer + 1, both.reshape(-1, len(METRICS))))
+                layer += 2
+            else:
+                pairs.append((layer, None, each[layer]))
+                layer += 1
+        return pairs
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of a layer with weights, and their mappings."""
+
+    choices: tuple[Choice, ...]
+    mappings: tuple[LayerMapping, ...]
+
+
+def check_choices(network: Network, choices: Mapping[str, Sequence[Choice]]) -> None:
+    """Check that choices are given for layers with weights only, and at least one each.
+
+    Raises:
+        InputError: they are not.
     """
-    network = model.network
     known = [layer.name for layer in network.weighted]
     for name, options in choices.items():
         if name not in known:
@@ -130,59 +181,102 @@ def build_table(
             )
         if not options:
             raise InputError(f"choices.{name}", "no choice is given", "at least one")
-    layout = model.reference_layout(reference)
 
-    def cost(index: int, choice: Choice) -> dict[str, float]:
-        layer = network.layers[index]
-        mapping = model.mapping(index, choice)
-        bits = layout.bits[index]
-        if layer.has_weight:
-            own = FLOAT_BITS if choice.activation_bits is None else choice.activation_bits
-            # A layer that nobody reads writes what it reads; all others what is read.
-            last = not network.consumers[layer.name]
-            bits = (own, own if last else bits[1])
-        timing = model.time(index, layout, mapping, bits)
-        power = layer_power_w(layer, mapping, layout.memories, model.chip)
-        weights = _stored(choice, layer.weight_shape) if layer.has_weight else 0
-        return {
-            "crossbars": mapping.crossbars,
-            "tiles": mapping.tiles,
-            "rounds": mapping.rounds,
-            "sequential_latency_ns": timing.sequential,
-            "energy_nj": layer_energy_nj(power, timing.busy)["total"],
-            "area_um2": layer_area_um2(mapping, layout.memories, model.chip)["total"],
-            "weight_bits": weights,
-        }
 
+def build_table(
+    evaluation: Evaluation, network: Network, options: Sequence[Options], free: Sequence[str]
+) -> CostTable:
+    """The table; see :meth:`CostModel.table`.
+
+    All choices are computed at once: entry i of a batch has every layer's i-th choice, in the
+    layout of the reference.
+
+    Args:
+        evaluation: the cost equations.
+        network: the network.
+        options: per layer with weights its choices; the last one is the reference's.
+        free: names of the layers that have choices in the table.
+    """
+    table = MappingTable([option.mappings for option in options])
+    last = np.array([[len(option.choices) - 1 for option in options]])
+    bits = _padded([[input_bits(choice) for choice in option.choices] for option in options])
+    reference = evaluation.layout(table.gather(last), np.take_along_axis(bits, last, axis=0))
+    rows = np.minimum(np.arange(len(bits))[:, None], last)
+    mapping = table.gather(rows)
+    costs = _entries(evaluation, network, mapping, bits, reference)
+    costs["weight_bits"][:, evaluation.geometry.weighted.index] = _padded(
+        [
+            [_stored(choice, layer.weight_shape) for choice in option.choices]
+            for layer, option in zip(network.weighted, options, strict=True)
+        ]
+    )
+    steps = costs.pop("steps_ns")
     constant = dict.fromkeys(METRICS, 0.0)
-    tables = {}
+    reference_steps = np.empty((4, len(network.layers)))
+    layers = {}
+    weighted = {layer.name: option for layer, option in zip(network.weighted, options, strict=True)}
     for index, layer in enumerate(network.layers):
-        if layer.name in choices:
-            entries = [cost(index, choice) for choice in choices[layer.name]]
-            tables[layer.name] = _layer_table(entries)
-        else:
-            for metric, value in cost(index, reference[index]).items():
-                constant[metric] += value
+        count = len(weighted[layer.name].choices) if layer.name in weighted else 1
+        reference_steps[:, index] = steps[:, count - 1, index]
+        if layer.name not in free:
+            for metric in METRICS:
+                constant[metric] += float(costs[metric][count - 1, index])
+            continue
+        entries: dict[str, Any] = {
+            metric: costs[metric][: count - 1, index].astype(
+                np.int64 if metric in _INTEGER else np.float64
+            )
+            for metric in METRICS
+        }
+        layers[layer.name] = LayerTable(**entries, steps_ns=steps[:, : count - 1, index])
     return CostTable(
-        names=tuple(tables),
-        choices={name: tuple(choices[name]) for name in tables},
-        layers=tables,
+        names=tuple(layers),
+        choices={name: weighted[name].choices[:-1] for name in layers},
+        layers=layers,
         constant=constant,
+        reference_steps_ns=reference_steps,
     )
 
 
-def _layer_table(entries: Sequence[Mapping[str, float]]) -> LayerTable:
-    def column(metric: str, kind: Any) -> Any:
-        return np.array([entry[metric] for entry in entries], dtype=kind)
+def _entries(
+    evaluation: Evaluation,
+    network: Network,
+    mapping: MappingArrays,
+    bits: FloatArray,
+    reference: Layout,
+) -> dict[str, FloatArray]:
+    """Metric -> (entries, layers), and the steps of (4, entries, layers)."""
+    shape = (len(bits), len(network.layers))
+    output_bits = np.broadcast_to(reference.output_bits, shape).copy()
+    for number, layer in enumerate(network.weighted):
+        if not network.consumers[layer.name]:
+            # A layer that nobody reads writes what it reads; all others what is read.
+            output_bits[:, network.index[layer.name]] = bits[:, number]
+    layout = Layout(
+        Hops(*(np.broadcast_to(values, shape) for values in reference.hops)),
+        output_bits,
+        reference.sizes,
+    )
+    memories = evaluation.memories(layout.sizes)
+    times = evaluation.times(mapping, bits, layout)
+    return {
+        "crossbars": evaluation.spread(mapping.crossbars),
+        "tiles": evaluation.all_tiles(mapping),
+        "rounds": evaluation.spread(mapping.rounds),
+        "sequential_latency_ns": times.sequential_ns,
+        "energy_nj": evaluation.consumption(mapping, times, memories).energy_nj["total"],
+        "area_um2": evaluation.area(mapping, memories)["total"],
+        "weight_bits": np.zeros(shape),
+        "steps_ns": times.steps,
+    }
 
-    return LayerTable(
-        crossbars=column("crossbars", np.int64),
-        tiles=column("tiles", np.int64),
-        rounds=column("rounds", np.int64),
-        sequential_latency_ns=column("sequential_latency_ns", np.float64),
-        energy_nj=column("energy_nj", np.float64),
-        area_um2=column("area_um2", np.float64),
-        weight_bits=column("weight_bits", np.int64),
+
+def _padded(columns: Sequence[Sequence[float]]) -> FloatArray:
+    """(entries, layers): the last value of a layer is repeated where others have more."""
+    longest = max(len(column) for column in columns)
+    return np.array(
+        [[column[min(entry, len(column) - 1)] for column in columns] for entry in range(longest)],
+        dtype=float,
     )
 
 

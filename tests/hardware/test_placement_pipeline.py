@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epim_nas.hardware import load_chip
-from epim_nas.hardware.pipeline import Pipeline, needed_positions
+from epim_nas.hardware.pipeline import Dependencies, Pipeline, needed_positions
 from epim_nas.hardware.placement import Placement, mesh_order
 from tests.hardware.nets import residual
 
@@ -62,21 +62,25 @@ def _hops_by_loops(chip, tiles, tiled, consumers):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.sampled_from(ORDERS))
-def test_hops_equal_the_definition(data, order):
+@given(st.data(), st.sampled_from(ORDERS), st.integers(1, 3))
+def test_hops_equal_the_definition(data, order, designs):
     chip = load_chip("mnsim_default", ["mesh.size=[8,8]", f"mesh.order={order}"])
     count = data.draw(st.integers(2, 6))
     tiled = [True] + [data.draw(st.booleans()) for _ in range(count - 1)]
-    tiles = [data.draw(st.integers(1, 9)) if there else 0 for there in tiled]
+    tiles = [
+        [data.draw(st.integers(1, 9)) if there else 0 for there in tiled] for _ in range(designs)
+    ]
     consumers = [
         data.draw(st.lists(st.integers(i + 1, count - 1), unique=True, max_size=3))
         if i + 1 < count
         else []
         for i in range(count)
     ]
-    got = Placement(chip, tiled, consumers).hops(tiles)
-    expected = _hops_by_loops(chip, tiles, tiled, consumers)
-    assert [(hop.inside, hop.outside) for hop in got] == expected
+    got = Placement(chip, tiled, consumers).hops(np.array(tiles))
+    for design, own in enumerate(tiles):
+        expected = _hops_by_loops(chip, own, tiled, consumers)
+        pairs = zip(got.inside[design].tolist(), got.outside[design].tolist(), strict=True)
+        assert list(pairs) == expected
 
 
 def _finish_by_loops(network, steps):
@@ -103,15 +107,25 @@ def _finish_by_loops(network, steps):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(*[st.floats(0.5, 50)] * 4), min_size=6, max_size=6))
-def test_the_closed_form_equals_the_recurrence(steps):
+@given(
+    st.lists(
+        st.lists(st.tuples(*[st.floats(0.5, 50)] * 4), min_size=6, max_size=6),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_the_closed_form_equals_the_recurrence(designs):
     network = residual()
-    timelines, latency = Pipeline(network).run(steps)
-    expected = _finish_by_loops(network, steps)
-    for layer, timeline in zip(network, timelines, strict=True):
-        assert timeline.first_finish_ns == pytest.approx(expected[layer.name][0, 0])
-        assert timeline.finish_ns == pytest.approx(expected[layer.name][-1, -1])
-    assert latency == pytest.approx(expected["f"][0, 0])
+    steps = np.array(designs).transpose(2, 0, 1)
+    timeline, latency = Pipeline(Dependencies(network)).run(steps)
+    for design, own in enumerate(designs):
+        expected = _finish_by_loops(network, own)
+        for index, layer in enumerate(network):
+            finish = expected[layer.name]
+            assert timeline.first_finish_ns[design, index] == pytest.approx(finish[0, 0])
+            assert timeline.begin_ns[design, index] == pytest.approx(finish[0, 0] - own[index][0])
+            assert timeline.finish_ns[design, index] == pytest.approx(finish[-1, -1])
+        assert latency[design] == pytest.approx(expected["f"][0, 0])
 
 
 def test_needed_positions():

@@ -1,0 +1,88 @@
+"""The mappings of many choices as arrays: what the cost equations compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from epim_nas.hardware.mapping import LayerMapping
+from epim_nas.hardware.ops import Array
+
+_VALUES = (
+    "crossbars",
+    "tiles",
+    "pes_per_tile",
+    "groups",
+    "held_channels",
+    "stored_channels",
+    "rounds",
+    "replicas",
+    "table_bits",
+    "utilization",
+)
+_SLOTS = ("rows", "columns", "tiles", "count", "accumulating", "emitting")
+
+
+class MappingArrays(NamedTuple):
+    """:class:`LayerMapping` of (..., layers), and its slot classes of (K, ..., layers).
+
+    Where a layer has fewer than K classes of slots, the others have ``count`` 0.
+    """
+
+    crossbars: Array
+    tiles: Array
+    pes: Array
+    groups: Array
+    held_channels: Array
+    stored_channels: Array
+    rounds: Array
+    replicas: Array
+    table_bits: Array
+    utilization: Array
+    active_rows: Array
+    active_columns: Array
+    active_tiles: Array
+    slots: Array
+    accumulating: Array
+    emitting: Array
+
+    @property
+    def slot_count(self) -> Array:
+        """Time slots of one output position."""
+        return self.slots.sum(0)
+
+
+class MappingTable:
+    """The mappings of every choice of every layer, to be gathered by rows of choice indices.
+
+    Args:
+        layers: per layer, the mappings of its choices.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[LayerMapping]]) -> None:
+        choices = max(len(mappings) for mappings in layers)
+        kinds = max(len(mapping.slots) for mappings in layers for mapping in mappings)
+        self._values = np.zeros((len(_VALUES), len(layers), choices))
+        self._slots = np.zeros((len(_SLOTS), kinds, len(layers), choices))
+        for index, mappings in enumerate(layers):
+            count = len(mappings)
+            self._values[:, index, :count] = np.array(
+                [[getattr(mapping, name) for name in _VALUES] for mapping in mappings]
+            ).T
+            for choice, mapping in enumerate(mappings):
+                for kind, slot in enumerate(mapping.slots):
+                    self._slots[:, kind, index, choice] = [getattr(slot, name) for name in _SLOTS]
+        self._layers = np.arange(len(layers))
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> MappingArrays:
+        """The mappings of designs.
+
+        Args:
+            rows: (..., layers) indices of choices.
+        """
+        values = self._values[:, self._layers, rows]
+        slots = self._slots[:, :, self._layers, rows]
+        return MappingArrays(*values, *slots)
