@@ -165,7 +165,7 @@ class BatchCostModel:
         result = {name: np.empty(len(index)) for name in TOTALS}
         for start in range(0, len(index), self.CHUNK):
             span = slice(start, start + self.CHUNK)
-            for name, values in self._evaluate(index[span]).totals.items():
+            for name, values in self.evaluate(index[span]).totals.items():
                 result[name][span] = values
         return result
 
@@ -178,11 +178,19 @@ class BatchCostModel:
         Raises:
             InputError: wrong rows, or a design that does not fit the chip's mesh.
         """
-        return self._evaluate(self._checked(rows))
+        return evaluate(self._evaluation, *self.gather(rows))
 
-    def _evaluate(self, index: IntArray) -> BatchCost:
-        bits = self._bits[np.arange(len(self.names)), index]
-        return evaluate(self._evaluation, self._mappings.gather(index), bits)
+    def gather(self, rows: npt.ArrayLike) -> tuple[MappingArrays, FloatArray]:
+        """Mappings and bits of the inputs of designs, (designs, layers).
+
+        Args:
+            rows: (designs, layers) indices of choices, in the order of :attr:`names`.
+
+        Raises:
+            InputError: wrong rows.
+        """
+        index = self._checked(rows)
+        return self._mappings.gather(index), self._bits[np.arange(len(self.names)), index]
 
     def _checked(self, rows: npt.ArrayLike) -> IntArray:
         index = np.asarray(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from epim_nas.hardware.results import CostTotals, LayerCost, NetworkCost
 from epim_nas.hardware.table import CostTable, Options, build_table, check_choices
 from epim_nas.hardware.timing import Hops
 from epim_nas.network.spec import LayerSpec, Network
+
+if TYPE_CHECKING:
+    from epim_nas.hardware.expected import ExpectedCost
+    from epim_nas.hardware.relaxed import RelaxedCostModel
 
 _NO_CHOICE = Choice()
 
@@ -150,6 +155,35 @@ class CostModel:
                 Options(all_choices, tuple(self.mapping(layer, choice) for choice in all_choices))
             )
         return build_table(self.evaluation, self.network, options, tuple(choices))
+
+    def expected(
+        self,
+        choices: Mapping[str, Sequence[Choice]],
+        reference: Design | None = None,
+        device: str = "cpu",
+    ) -> ExpectedCost:
+        """Expected costs under probabilities of the choices, differentiable in torch.
+
+        Args:
+            choices: as for :meth:`table`.
+            reference: as for :meth:`table`.
+            device: torch device to compute on.
+        """
+        from epim_nas.hardware.expected import ExpectedCost
+
+        table = self.table(choices, reference)
+        layers = [self.network.index[name] for name in table.names]
+        return ExpectedCost(table, self.evaluation.dependencies, layers, device)
+
+    def relaxed(self, device: str = "cpu") -> RelaxedCostModel:
+        """Costs over continuous epitome sizes and bits, differentiable in torch.
+
+        Args:
+            device: torch device to compute on.
+        """
+        from epim_nas.hardware.relaxed import RelaxedCostModel
+
+        return RelaxedCostModel(self, device)
 
     def mapping(self, layer: LayerSpec, choice: Choice) -> LayerMapping:
         """The mapping of a layer made of ``choice``; remembered.

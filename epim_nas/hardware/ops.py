@@ -23,17 +23,14 @@ class Ops(Protocol):
     def ceil(self, value: Array) -> Array:
         """The smallest whole number that is not below ``value`` >= 0."""
 
+    def floor(self, value: Array) -> Array:
+        """The largest whole number that is not above ``value`` >= 1."""
+
     def log2_ceil(self, value: Array) -> Array:
         """ceil(log2 value) for ``value`` >= 1."""
 
     def power_of_two(self, value: Array) -> Array:
         """The smallest power of two that is not below ``value``; 0 for 0."""
-
-    def minimum(self, left: Array, right: Array) -> Array:
-        """The smaller one, element by element."""
-
-    def maximum(self, left: Array, right: Array) -> Array:
-        """The larger one, element by element."""
 
     def where(self, condition: Array, yes: Array, no: Array) -> Array:
         """``yes`` where ``condition`` holds, ``no`` elsewhere."""
@@ -52,6 +49,10 @@ class NumpyOps:
         """See :class:`Ops`."""
         return np.ceil(value)
 
+    def floor(self, value: Array) -> Array:
+        """See :class:`Ops`."""
+        return np.floor(value)
+
     def log2_ceil(self, value: Array) -> Array:
         """See :class:`Ops`."""
         mantissa, exponent = np.frexp(value)
@@ -60,14 +61,6 @@ class NumpyOps:
     def power_of_two(self, value: Array) -> Array:
         """See :class:`Ops`."""
         return np.where(value > 0, np.exp2(self.log2_ceil(value)), 0.0)
-
-    def minimum(self, left: Array, right: Array) -> Array:
-        """See :class:`Ops`."""
-        return np.minimum(left, right)
-
-    def maximum(self, left: Array, right: Array) -> Array:
-        """See :class:`Ops`."""
-        return np.maximum(left, right)
 
     def where(self, condition: Array, yes: Array, no: Array) -> Array:
         """See :class:`Ops`."""

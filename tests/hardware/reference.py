@@ -92,10 +92,22 @@ _GROUPS = {
 }
 
 
+def load_packed_totals() -> list[dict[str, Any]]:
+    """ResNet-50 with packed slices: totals of every case, and the network's geometry."""
+    with gzip.open(DATA / "resnet50_packed_totals.json.gz", "rt", encoding="utf-8") as file:
+        data = json.load(file)
+    return [{**record, "layers": data["layers"]} for record in data["records"]]
+
+
 def compare(case: dict[str, Any], cost: Any) -> dict[str, tuple[float, float]]:
     """Every number of a case that the model has: name -> (ours, the simulator's)."""
+    return compare_layers(case, cost) | compare_totals(case, cost)
+
+
+def compare_layers(case: dict[str, Any], cost: Any) -> dict[str, tuple[float, float]]:
+    """The numbers of the layers."""
     pairs: dict[str, tuple[float, float]] = {}
-    table, total = case["layers"], case["total"]
+    table = case["layers"]
     several_groups = case["config"]["Process element level"]["group_num"] != "1"
     for i, layer in enumerate(cost.layers):
         for key, values in table.items():
@@ -113,7 +125,13 @@ def compare(case: dict[str, Any], cost: Any) -> dict[str, tuple[float, float]]:
         pairs[f"l{i}.finish"] = (timeline.finish_ns, table["finish_ns"][i])
         pairs[f"l{i}.inside"] = (layer.hops.inside, table["inLayer_distance"][i])
         pairs[f"l{i}.outside"] = (layer.hops.outside, table["transLayer_distance"][i])
-    totals, shared = cost.totals, cost.shared
+    return pairs
+
+
+def compare_totals(case: dict[str, Any], cost: Any) -> dict[str, tuple[float, float]]:
+    """The numbers of the whole network."""
+    pairs: dict[str, tuple[float, float]] = {}
+    total, totals, shared = case["total"], cost.totals, cost.shared
     pairs["latency_ns"] = (totals.latency_ns, total["latency_ns"])
     pairs["crossbars"] = (totals.crossbars, total["PEs"])
     pairs["tiles"] = (totals.tiles, total["tiles"])

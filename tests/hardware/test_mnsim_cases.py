@@ -8,8 +8,10 @@ from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
 from tests.hardware.reference import (
     compare,
+    compare_totals,
     ini_text,
     load_cases,
+    load_packed_totals,
     network_of,
     overrides_of,
     relative,
@@ -37,6 +39,23 @@ def test_every_field_equals_the_simulator(case, tmp_path):
     )
     pairs = compare(case, cost)
     assert len(pairs) > 60
+    wrong = {name: pair for name, pair in pairs.items() if relative(pair) > 1e-6}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "case",
+    load_packed_totals(),
+    ids=lambda case: f"w{case['weight_bits']}a{case['act_bits']}-{case['device_bits']}bit",
+)
+def test_resnet50_with_packed_slices_and_multi_bit_cells(case, tmp_path):
+    path = tmp_path / "SimConfig.ini"
+    path.write_text(ini_text(case))
+    overrides = [*overrides_of(case), f"mapping.cell_bits={case['device_bits']}"]
+    cost = CostModel(network_of(case), load_chip(str(path), overrides)).evaluate(
+        weight_bits=case["weight_bits"], activation_bits=case["act_bits"]
+    )
+    pairs = compare_totals(case, cost)
     wrong = {name: pair for name, pair in pairs.items() if relative(pair) > 1e-6}
     assert not wrong
 
