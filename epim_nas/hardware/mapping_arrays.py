@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ _VALUES = (
     "utilization",
 )
 _SLOTS = ("rows", "columns", "tiles", "count", "accumulating", "emitting")
+_NO_SLOT = (0,) * len(_SLOTS)
+_values, _slots = attrgetter(*_VALUES), attrgetter(*_SLOTS)
 
 
 class MappingArrays(NamedTuple):
@@ -68,13 +71,16 @@ class MappingTable:
         self._values = np.zeros((len(_VALUES), len(layers), choices))
         self._slots = np.zeros((len(_SLOTS), kinds, len(layers), choices))
         for index, mappings in enumerate(layers):
-            count = len(mappings)
-            self._values[:, index, :count] = np.array(
-                [[getattr(mapping, name) for name in _VALUES] for mapping in mappings]
-            ).T
-            for choice, mapping in enumerate(mappings):
-                for kind, slot in enumerate(mapping.slots):
-                    self._slots[:, kind, index, choice] = [getattr(slot, name) for name in _SLOTS]
+            values = np.array([_values(mapping) for mapping in mappings])
+            self._values[:, index, : len(mappings)] = values.T
+            slots = np.array(
+                [
+                    [_slots(slot) for slot in mapping.slots]
+                    + [_NO_SLOT] * (kinds - len(mapping.slots))
+                    for mapping in mappings
+                ]
+            )
+            self._slots[:, :, index, : len(mappings)] = slots.T
         self._layers = np.arange(len(layers))
 
     def gather(self, rows: npt.NDArray[np.int64]) -> MappingArrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,7 +214,28 @@ class CostModel:
         return {layer.name: design[layer.name] for layer in self.network.weighted}
 
     def _network_cost(self, batch: BatchCost, choices: Mapping[str, Choice]) -> NetworkCost:
-        """The costs of a batch of one design, layer by layer."""
+        """The costs of a batch of one design."""
+        totals = {
+            name: int(values[0]) if name in ("crossbars", "tiles", "rounds") else float(values[0])
+            for name, values in batch.totals.items()
+        }
+        shared = shared_parts(
+            accumulator_size(self.network, batch.output_bits[0].tolist()),
+            float(batch.sizes.pe_input_kb[0, 0]),
+            float(batch.sizes.tile_output_kb[0, 0]),
+            self.chip,
+        )
+        return NetworkCost(
+            self.network.name,
+            self.chip.name,
+            CostTotals(**totals),  # type: ignore[arg-type]
+            shared,
+            partial(self._layer_costs, batch, choices),
+        )
+
+    def _layer_costs(
+        self, batch: BatchCost, choices: Mapping[str, Choice]
+    ) -> tuple[LayerCost, ...]:
         values = {
             name: getattr(batch, name)[0].tolist()
             for name in ("crossbars", "tiles", "rounds", "utilization", "sequential_latency_ns")
@@ -225,7 +247,7 @@ class CostModel:
         hops = [Hops(*pair) for pair in zip(*(h[0].tolist() for h in batch.hops), strict=True)]
         spans = zip(*(times[0].tolist() for times in batch.timeline), strict=True)
         timeline = [Timeline(*span) for span in spans]
-        layers = tuple(
+        return tuple(
             LayerCost(
                 name=layer.name,
                 type=layer.type,
@@ -244,23 +266,6 @@ class CostModel:
                 timeline=timeline[index],
             )
             for index, layer in enumerate(self.network.layers)
-        )
-        totals = {
-            name: int(values[0]) if name in ("crossbars", "tiles", "rounds") else float(values[0])
-            for name, values in batch.totals.items()
-        }
-        shared = shared_parts(
-            accumulator_size(self.network, batch.output_bits[0].tolist()),
-            float(batch.sizes.pe_input_kb[0, 0]),
-            float(batch.sizes.tile_output_kb[0, 0]),
-            self.chip,
-        )
-        return NetworkCost(
-            self.network.name,
-            self.chip.name,
-            CostTotals(**totals),  # type: ignore[arg-type]
-            layers,
-            shared,
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from epim_nas.hardware.mapping import LayerMapping
@@ -43,7 +45,7 @@ class CostTotals:
     rounds: int
 
 
-TOTALS = tuple(field.name for field in fields(CostTotals))
+TOTALS = tuple(total.name for total in fields(CostTotals))
 """Names of the totals, in order."""
 
 
@@ -122,15 +124,20 @@ class NetworkCost:
         network: name of the network.
         hardware: name of the chip.
         totals: totals.
-        layers: one cost per layer, in order.
         shared: buffers and the global accumulator.
+        make_layers: makes :attr:`layers`.
     """
 
     network: str
     hardware: str
     totals: CostTotals
-    layers: tuple[LayerCost, ...]
     shared: Shared
+    make_layers: Callable[[], tuple[LayerCost, ...]] = field(repr=False, compare=False)
+
+    @cached_property
+    def layers(self) -> tuple[LayerCost, ...]:
+        """One cost per layer, in order; made when they are asked for, as a search rarely does."""
+        return self.make_layers()
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``epim-nas cost --json``."""
