@@ -61,10 +61,7 @@ def shared_parts(
     # MNSIM lets a given size of the PE's input buffer replace the accumulator's as well.
     memory = np.array(buffer.pe_input_kb or size.buffer_kb)
     table = SramTable.of(buffer.technology_nm, buffer.bus_bits)
-    area_um2, read_w, write_w = (
-        float(OPS.lookup(table, name, memory))
-        for name in ("area_um2", "read_power_w", "write_power_w")
-    )
+    area_um2, read_w, write_w = map(float, OPS.lookup(table, memory))
     return Shared(
         pe_input_kb=pe_input_kb,
         tile_output_kb=tile_output_kb,

@@ -12,7 +12,7 @@ from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.geometry import LayerArrays
 from epim_nas.hardware.mapping_arrays import MappingArrays
 from epim_nas.hardware.ops import Array, Ops
-from epim_nas.hardware.sram import SramTable
+from epim_nas.hardware.sram import Sram, SramTable
 from epim_nas.hardware.timing import DataBits
 
 
@@ -26,12 +26,8 @@ class BufferSizes(NamedTuple):
 class Memories(NamedTuple):
     """The buffers of a chip that is sized for one design; (..., 1) for a batch of designs."""
 
-    input_area_um2: Array
-    input_read_w: Array
-    input_write_w: Array
-    output_area_um2: Array
-    output_read_w: Array
-    output_write_w: Array
+    inputs: Sram
+    outputs: Sram
 
 
 def needed_sizes(
@@ -55,20 +51,12 @@ def memories_of(ops: Ops, chip: Chip, sizes: BufferSizes) -> Memories:
     """The arrays; sizes given in the chip description replace the computed ones."""
     buffer = chip.buffer
     table = SramTable.of(buffer.technology_nm, buffer.bus_bits)
-    inputs = (
-        0.0 * sizes.pe_input_kb + buffer.pe_input_kb if buffer.pe_input_kb else sizes.pe_input_kb
-    )
-    outputs = sizes.tile_output_kb
+    inputs, outputs = sizes
+    if buffer.pe_input_kb:
+        inputs = 0.0 * inputs + buffer.pe_input_kb
     if buffer.tile_output_kb:
         outputs = 0.0 * outputs + buffer.tile_output_kb
-    return Memories(
-        ops.lookup(table, "area_um2", inputs),
-        ops.lookup(table, "read_power_w", inputs),
-        ops.lookup(table, "write_power_w", inputs),
-        ops.lookup(table, "area_um2", outputs),
-        ops.lookup(table, "read_power_w", outputs),
-        ops.lookup(table, "write_power_w", outputs),
-    )
+    return Memories(ops.lookup(table, inputs), ops.lookup(table, outputs))
 
 
 def table_memory(chip: Chip) -> SramTable:

@@ -66,21 +66,19 @@ class MappingTable:
     """
 
     def __init__(self, layers: Sequence[Sequence[LayerMapping]]) -> None:
-        choices = max(len(mappings) for mappings in layers)
-        kinds = max(len(mapping.slots) for mappings in layers for mapping in mappings)
-        self._values = np.zeros((len(_VALUES), len(layers), choices))
-        self._slots = np.zeros((len(_SLOTS), kinds, len(layers), choices))
-        for index, mappings in enumerate(layers):
-            values = np.array([_values(mapping) for mapping in mappings])
-            self._values[:, index, : len(mappings)] = values.T
-            slots = np.array(
-                [
-                    [_slots(slot) for slot in mapping.slots]
-                    + [_NO_SLOT] * (kinds - len(mapping.slots))
-                    for mapping in mappings
-                ]
-            )
-            self._slots[:, :, index, : len(mappings)] = slots.T
+        flat = [mapping for mappings in layers for mapping in mappings]
+        counts = np.array([len(mappings) for mappings in layers])
+        kinds = max(len(mapping.slots) for mapping in flat)
+        layer = np.repeat(np.arange(len(layers)), counts)
+        choice = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._values = np.zeros((len(_VALUES), len(layers), counts.max()))
+        self._values[:, layer, choice] = np.array([_values(mapping) for mapping in flat]).T
+        slots = [
+            [*map(_slots, mapping.slots), *[_NO_SLOT] * (kinds - len(mapping.slots))]
+            for mapping in flat
+        ]
+        self._slots = np.zeros((len(_SLOTS), kinds, len(layers), counts.max()))
+        self._slots[:, :, layer, choice] = np.array(slots).transpose(2, 1, 0)
         self._layers = np.arange(len(layers))
 
     def gather(self, rows: npt.NDArray[np.int64]) -> MappingArrays:

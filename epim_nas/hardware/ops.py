@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from epim_nas.hardware.sram import SIZES_KB, SramTable
+from epim_nas.hardware.sram import SIZES_KB, Sram, SramTable
 
 Array = Any
 """A numpy array or a torch tensor, float64."""
@@ -38,8 +38,8 @@ class Ops(Protocol):
     def stack(self, values: list[Array]) -> Array:
         """A new first axis."""
 
-    def lookup(self, table: SramTable, field: str, size_kb: Array) -> Array:
-        """One of the SRAM's ``FIELDS`` for an array of ``size_kb``; 0 for size 0."""
+    def lookup(self, table: SramTable, size_kb: Array) -> Sram:
+        """The SRAM arrays that hold ``size_kb``; all zeros for size 0."""
 
 
 class NumpyOps:
@@ -70,8 +70,9 @@ class NumpyOps:
         """See :class:`Ops`."""
         return np.stack(np.broadcast_arrays(*values))
 
-    def lookup(self, table: SramTable, field: str, size_kb: Array) -> Array:
+    def lookup(self, table: SramTable, size_kb: Array) -> Sram:
         """See :class:`Ops`."""
         table.check(size_kb)
-        values = getattr(table, field)[np.searchsorted(SIZES_KB, size_kb)]
-        return np.where(size_kb > 0, values, 0.0)
+        bins = np.searchsorted(SIZES_KB, size_kb)
+        there = np.asarray(size_kb > 0)
+        return Sram(*(np.where(there, values[bins], 0.0) for values in table.arrays))

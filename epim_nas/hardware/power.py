@@ -84,6 +84,8 @@ def consume_weighted(
         weight = mapping.slots * turns_of_a_slot
         return (weight * power).sum(0) / weight.sum(0)
 
+    driven = mean(elements * rows, turns.activations)
+    converted = mean(elements * columns, turns.activations)
     loads = turns.rows * turns.columns + turns.activations
     adders = tiles * columns * parts.adder_power_w
     added = (mapping.accumulating * turns.columns).sum(0)
@@ -93,32 +95,32 @@ def consume_weighted(
             elements * chip.mapping.polarity * _array_power(mapping, parts, chip),
             turns.activations,
         ),
-        "DAC": mean(elements * rows * parts.dac.power_w, turns.activations),
-        "ADC": mean(elements * columns * parts.adc.power_w, turns.activations),
+        "DAC": driven * parts.dac.power_w,
+        "ADC": converted * parts.adc.power_w,
         "iReg": mean(elements * rows * parts.register_power_w, loads),
         "oReg": mean(elements * columns * parts.register_power_w, turns.columns),
-        "shiftreg": mean(elements * columns * parts.shift_register_power_w, turns.activations),
-        "input_demux": mean(elements * rows * parts.demux_power_w, turns.activations),
-        "output_mux": mean(elements * columns * parts.mux_power_w, turns.activations),
+        "shiftreg": converted * parts.shift_register_power_w,
+        "input_demux": driven * parts.demux_power_w,
+        "output_mux": converted * parts.mux_power_w,
         "adder": mean(tiles * pes * (groups - 1) * columns * parts.adder_power_w, turns.columns),
         "jointmodule": mean(
             tiles * (pes - 1) * columns * parts.joint_module_power_w, 1.0 + 0.0 * turns.columns
         ),
         "accumulator": (mapping.accumulating * turns.columns * adders).sum(0) / accumulating,
         "index_table": mapping.tiles
-        * ops.lookup(table_memory(chip), "read_power_w", table_kb(ops, mapping)),
-        "buf_r": mapping.tiles * (pes * memories.input_read_w + memories.output_read_w),
-        "buf_w": mapping.tiles * (pes * memories.input_write_w + memories.output_write_w),
+        * ops.lookup(table_memory(chip), table_kb(ops, mapping)).read_w,
+        "buf_r": mapping.tiles * (pes * memories.inputs.read_w + memories.outputs.read_w),
+        "buf_w": mapping.tiles * (pes * memories.inputs.write_w + memories.outputs.write_w),
     }
     energy = {
         name: power[name] * timing.busy[name] for name in power if name not in ("buf_r", "buf_w")
     }
     # A slot accesses the buffers of its active tiles only.
     energy["buf_r"] = (
-        timing.reads * CYCLE_NS * (pes * memories.input_read_w + memories.output_read_w)
+        timing.reads * CYCLE_NS * (pes * memories.inputs.read_w + memories.outputs.read_w)
     )
     energy["buf_w"] = (
-        timing.writes * CYCLE_NS * (pes * memories.input_write_w + memories.output_write_w)
+        timing.writes * CYCLE_NS * (pes * memories.inputs.write_w + memories.outputs.write_w)
     )
     return _totals(energy, power)
 
@@ -137,8 +139,8 @@ def consume_pooling(chip: Chip, timing: Timing, memories: Memories) -> Consumpti
     busy, none = timing.busy, 0.0 * timing.sequential
     power = {
         "pooling": Components.of(chip).pooling_power_w + none,
-        "buf_r": memories.output_read_w + none,
-        "buf_w": memories.output_write_w + none,
+        "buf_r": memories.outputs.read_w + none,
+        "buf_w": memories.outputs.write_w + none,
     }
     energy = {
         "pooling": power["pooling"] * busy["pooling"],
@@ -174,8 +176,8 @@ def layer_area_um2(
     """
     parts = Components.of(chip)
     area = {name: tiles * value for name, value in parts.tile_area_um2}
-    area["buf"] = tiles * (parts.pes * memories.input_area_um2 + memories.output_area_um2)
-    area["index_table"] = tiles * ops.lookup(table_memory(chip), "area_um2", table_kilobytes)
+    area["buf"] = tiles * (parts.pes * memories.inputs.area_um2 + memories.outputs.area_um2)
+    area["index_table"] = tiles * ops.lookup(table_memory(chip), table_kilobytes).area_um2
     area["digital"] = sum(area[name] for name in DIGITAL_PARTS) + area["adder"]
     area["total"] = sum(area[name] for name in _SUMMED)
     return area

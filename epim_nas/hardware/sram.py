@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -167,8 +168,12 @@ WRITE_NJ: tuple[float, ...] = (
 # fmt: on
 
 
-FIELDS = ("area_um2", "read_power_w", "write_power_w")
-"""What an array has: its area, and the power while it is read or written (leakage included)."""
+class Sram(NamedTuple):
+    """SRAM arrays: their area, and their power while read or written, leakage included."""
+
+    area_um2: Any
+    read_w: Any
+    write_w: Any
 
 
 @dataclass(frozen=True)
@@ -178,16 +183,12 @@ class SramTable:
     Attributes:
         key: chip key to blame, e.g. ``buffer``.
         bus_bits: width of an access.
-        area_um2: area per size bin, NaN where no array exists.
-        read_power_w: power while it is read, with leakage.
-        write_power_w: power while it is written, with leakage.
+        arrays: their numbers per size bin, NaN where no array exists.
     """
 
     key: str
     bus_bits: int
-    area_um2: FloatArray
-    read_power_w: FloatArray
-    write_power_w: FloatArray
+    arrays: Sram
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -201,14 +202,13 @@ class SramTable:
             for values in (AREA_MM2, LEAKAGE_MW, READ_NJ, WRITE_NJ)
         )
         leakage_w = leakage * 1e-3
-        return SramTable(
-            key,
-            bus_bits,
-            area_um2=area * 1e6,
-            # nJ / ns = W
-            read_power_w=read / CYCLE_NS + leakage_w,
-            write_power_w=write / CYCLE_NS + leakage_w,
-        )
+        # nJ / ns = W
+        arrays = Sram(area * 1e6, read / CYCLE_NS + leakage_w, write / CYCLE_NS + leakage_w)
+        return SramTable(key, bus_bits, arrays)
+
+    @cached_property
+    def _gaps(self) -> bool:
+        return bool(np.isnan(self.arrays.area_um2).any())
 
     def check(self, size_kb: FloatArray) -> None:
         """Check that there is an array for every size.
@@ -219,7 +219,10 @@ class SramTable:
         Raises:
             InputError: no such array exists in the tables.
         """
-        missing = (size_kb > 0) & np.isnan(self.area_um2[np.searchsorted(SIZES_KB, size_kb)])
+        if not self._gaps:
+            return
+        area = self.arrays.area_um2[np.searchsorted(SIZES_KB, size_kb)]
+        missing = (size_kb > 0) & np.isnan(area)
         if missing.any():
             size = float(np.asarray(size_kb)[missing].flat[0])
             raise InputError(

@@ -16,10 +16,13 @@ SRAM of a size         linear in log2(size) between    between the values of the
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from epim_nas.hardware.sram import SIZES_KB, SramTable
+from epim_nas.hardware.sram import SIZES_KB, Sram, SramTable
 
 
 class TorchOps:
@@ -50,13 +53,17 @@ class TorchOps:
         """See :class:`~epim_nas.hardware.ops.Ops`."""
         return torch.stack(torch.broadcast_tensors(*values))
 
-    def lookup(self, table: SramTable, field: str, size_kb: Tensor) -> Tensor:
+    def lookup(self, table: SramTable, size_kb: Tensor) -> Sram:
         """See :class:`~epim_nas.hardware.ops.Ops`."""
         table.check(size_kb.detach().cpu().numpy())
-        values = torch.as_tensor(getattr(table, field), device=size_kb.device)
         edges = torch.tensor(SIZES_KB, dtype=size_kb.dtype, device=size_kb.device)
-        found = values[torch.bucketize(size_kb, edges)]
-        return torch.where(size_kb > 0, found, torch.zeros_like(found))
+        bins = torch.bucketize(size_kb, edges)
+
+        def at(values: np.ndarray) -> Tensor:
+            found = torch.as_tensor(values, device=size_kb.device)[bins]
+            return torch.where(size_kb > 0, found, torch.zeros_like(found))
+
+        return Sram(*map(at, table.arrays))
 
 
 class SmoothOps(TorchOps):
@@ -78,16 +85,19 @@ class SmoothOps(TorchOps):
         """The value itself."""
         return value
 
-    def lookup(self, table: SramTable, field: str, size_kb: Tensor) -> Tensor:
+    def lookup(self, table: SramTable, size_kb: Tensor) -> Sram:
         """Linear in log2(size) between the sizes of the table, constant below the smallest."""
-        values = torch.as_tensor(getattr(table, field), device=size_kb.device)
-        # Where the smallest sizes do not exist on this bus, the first that does stands for them.
-        known = torch.isfinite(values)
-        values = torch.where(known, values, values[known][0])
-        first = torch.log2(torch.tensor(float(SIZES_KB[0])))
-        place = torch.log2(size_kb.clamp(min=float(SIZES_KB[0]))) - first
-        place = place.clamp(max=len(values) - 1)
-        below = place.detach().floor().clamp(max=len(values) - 2).long()
+        smallest = float(SIZES_KB[0])
+        place = torch.log2(size_kb.clamp(min=smallest)) - math.log2(smallest)
+        place = place.clamp(max=len(SIZES_KB))
+        below = place.detach().floor().clamp(max=len(SIZES_KB) - 1).long()
         part = place - below
-        found = values[below] * (1 - part) + values[below + 1] * part
-        return torch.where(size_kb > 0, found, torch.zeros_like(found))
+
+        def at(values: np.ndarray) -> Tensor:
+            # Where the smallest sizes do not exist on this bus, the first that does replaces them.
+            known = np.where(np.isfinite(values), values, values[np.isfinite(values)][0])
+            nodes = torch.as_tensor(known, device=size_kb.device)
+            found = nodes[below] * (1 - part) + nodes[below + 1] * part
+            return torch.where(size_kb > 0, found, torch.zeros_like(found))
+
+        return Sram(*map(at, table.arrays))
