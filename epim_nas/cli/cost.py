@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from epim_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from epim_nas.hardware import NetworkCost
     from epim_nas.network.spec import Network
+
+
+_MOST_COMPARED = 3  # What fits a terminal beside the first.
 
 
 def cost(
@@ -40,9 +40,18 @@ def cost(
         int | None,
         typer.Option(help="Bits of activations, where no design is given.  [default: 9]"),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to put beside it: another chip, another design file, or bits of the dense "
+            "network, e.g. w9a9. Up to three times."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a chip key, e.g. mapping.packing=sliced. Repeatable."),
+        typer.Option(
+            "--set", help="Change a key of every chip, e.g. mapping.packing=sliced. Repeatable."
+        ),
     ] = None,
     input_shape: Annotated[
         str | None, typer.Option(help="Input of a model as C,H,W.  [default: the model's own]")
@@ -58,10 +67,18 @@ def cost(
 
     epim-nas cost --model resnet50 --hardware epim_256 --weight-bits 32
 
+    epim-nas cost --model resnet50 --hardware epim_256 --compare isaac_128
+
+    epim-nas cost --model resnet20 --hardware xbar_64 --design a.yaml --compare b.yaml
+
     Latency is pipelined (layers overlap); the layers' shares are of the sequential latency.
+    --compare keeps everything but the one thing that it names, and prints ratios to the first.
     """
+    from epim_nas.cli.comparison import Candidate, Comparison, parse_compare
+    from epim_nas.cli.comparison_tables import print_comparison
+    from epim_nas.cli.cost_tables import print_cost
     from epim_nas.epitome.design import load_design
-    from epim_nas.hardware import CostModel, load_chip
+    from epim_nas.hardware import load_chip
     from epim_nas.hardware.model import DENSE_BITS
 
     if design is not None and (weight_bits is not None or activation_bits is not None):
@@ -70,21 +87,36 @@ def cost(
             "the design file says the bits of every layer already",
             hint="Leave them out, or leave out --design.",
         )
-    chip = load_chip(hardware, set_ or [])
-    net = _network(network, model, input_shape, classes)
-    chosen = None
-    if design is not None:
-        chosen = load_design(design)
-        chosen.check_fits(net, design)
-    result = CostModel(net, chip).evaluate(
-        chosen,
+    if len(compare or []) > _MOST_COMPARED:
+        raise InputError(
+            "--compare", f"was given {len(compare or [])} times", f"at most {_MOST_COMPARED} times"
+        )
+    overrides = set_ or []
+    first = Candidate(
+        chip=load_chip(hardware, overrides),
         weight_bits=DENSE_BITS if weight_bits is None else weight_bits,
         activation_bits=DENSE_BITS if activation_bits is None else activation_bits,
+        design=None if design is None else load_design(design),
+        source=design or "",
     )
-    if json_:
-        sys.stdout.write(json.dumps(result.to_dict(), allow_nan=False) + "\n")
+    others = [parse_compare(text, first, overrides) for text in compare or []]
+    net = _network(network, model, input_shape, classes)
+    if others:
+        comparison = Comparison.of([first, *others], net)
+        if json_:
+            _print_json(comparison.to_dict())
+        else:
+            print_comparison(comparison)
         return
-    _show(result)
+    result = first.cost(net)
+    if json_:
+        _print_json(result.to_dict())
+    else:
+        print_cost(result)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
 
 
 def _network(
@@ -129,72 +161,3 @@ def _shape(text: str) -> tuple[int, int, int]:
     if min(channels, height, width) < 1:
         raise InputError("--input-shape", f"got `{text}`", "C,H,W, e.g. 3,224,224")
     return channels, height, width
-
-
-def _show(result: NetworkCost) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        # A pipe or a file has no width to wrap at.
-        console = Console(width=200)
-    console.print(_layer_table(result))
-    totals = result.totals
-    console.print(
-        f"[bold]{result.network}[/] on [bold]{result.hardware}[/]: "
-        f"{totals.crossbars} crossbars in {totals.tiles} tiles, "
-        f"{totals.utilization:.1%} of the cells used, {totals.area_um2 / 1e6:.4g} mm2"
-    )
-    console.print(
-        f"latency {totals.latency_ns / 1e6:.4g} ms pipelined, "
-        f"{totals.sequential_latency_ns / 1e6:.4g} ms layer after layer; "
-        f"energy {totals.energy_nj / 1e6:.4g} mJ"
-    )
-    console.print("busy time: " + _shares(result, "latency_ns", _TIME_PARTS))
-    console.print("energy: " + _shares(result, "energy_nj", _ENERGY_PARTS))
-
-
-_TIME_PARTS = (
-    "buffer",
-    "computing",
-    "digital",
-    "intra_tile",
-    "inter_tile",
-    "pooling",
-    "index_table",
-)
-_ENERGY_PARTS = ("ADC", "buf", "xbar", "DAC", "digital", "pooling", "index_table")
-
-
-def _shares(result: NetworkCost, field: str, parts: tuple[str, ...]) -> str:
-    """Where the time or the energy goes, largest part first."""
-    sums = {part: sum(getattr(layer, field)[part] for layer in result.layers) for part in parts}
-    whole = sum(sums.values()) or 1.0
-    ordered = sorted(sums.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {value / whole:.1%}" for name, value in ordered if value > 0)
-
-
-def _layer_table(result: NetworkCost) -> Table:
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
-    table.add_column("type", no_wrap=True)
-    for name in ("crossbars", "used", "rounds", "us", "share", "uJ", "share"):
-        table.add_column(name, justify="right", no_wrap=True)
-    totals = result.totals
-    for layer in result.layers:
-        energy = layer.energy_nj["total"]
-        weighted = layer.crossbars > 0
-        table.add_row(
-            layer.name,
-            layer.type,
-            str(layer.crossbars) if weighted else "",
-            f"{layer.utilization:.1%}" if weighted else "",
-            str(layer.rounds) if weighted else "",
-            f"{layer.sequential_latency_ns / 1e3:.4g}",
-            f"{layer.sequential_latency_ns / totals.sequential_latency_ns:.1%}",
-            f"{energy / 1e3:.4g}",
-            f"{energy / totals.energy_nj:.1%}" if totals.energy_nj else "",
-        )
-    return table

@@ -286,6 +286,8 @@ CASES: list[Case] = [
     ("neither", lambda p: ["cost", "--hardware", "xbar_64"], ("--network", "--model", "neither")),
     ("both", lambda p: p.cost("--model", "resnet20"), ("--network", "--model", "both")),
     ("weight bits", lambda p: p.cost("--weight-bits", 0), ("--weight-bits", "`0`")),
+    ("compare", lambda p: p.cost("--compare", "xbar64"), ("--compare", "xbar64", "`xbar_64`?")),
+    ("compared bits", lambda p: p.cost("--compare", "w0a9"), ("--compare w0a9", "`0`", "1 to 64")),
     (
         "input shape",
         lambda p: ["cost", "--model", "resnet20", "--hardware", "xbar_64", "--input-shape", "3x3"],

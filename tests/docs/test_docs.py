@@ -11,7 +11,10 @@ import pydantic
 import pytest
 import yaml
 
+from epim_nas import presets
 from epim_nas.data.registry import DataConfig
+from epim_nas.hardware import load_chip
+from epim_nas.hardware.components import Components
 from epim_nas.pipeline import config as c
 from epim_nas.space.config import EpitomeChoices, LayerChoices, Rule, SpaceConfig
 from epim_nas.study.strategies import STRATEGIES
@@ -88,6 +91,18 @@ def test_search_space_page_has_every_key() -> None:
     for model in (SpaceConfig, LayerChoices, EpitomeChoices, Rule):
         for name, field in model.model_fields.items():
             assert (field.alias or name) in rows, name
+
+
+def test_chips_are_listed_with_what_they_are() -> None:
+    rows = _rows(_section("`hardware`", "run_file.md"))
+    for name in presets.names("cost_models"):
+        chip = load_chip(name)
+        assert rows[name][1:] == [
+            f"{chip.crossbar.rows}x{chip.crossbar.columns}, {chip.mapping.packing}",
+            f"{chip.mapping.cell_bits} bit{'s' if chip.mapping.cell_bits > 1 else ''}",
+            "pairs" if chip.mapping.polarity == 2 else "a bit",
+            f"{Components.of(chip).adc.bits} bits",
+        ]
 
 
 def test_strategies_are_listed() -> None:

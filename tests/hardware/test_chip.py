@@ -13,7 +13,7 @@ from epim_nas.hardware import Chip, CostModel, load_chip
 from epim_nas.hardware.components import Components
 from tests.hardware.nets import chain
 
-PRESETS = ("epim_256", "mnsim_default", "xbar_64")
+PRESETS = ("epim_256", "isaac_128", "mnsim_default", "raella_512", "xbar_64")
 
 
 def test_presets_are_found_and_cost_something():

@@ -94,10 +94,40 @@ def test_a_design_file(network_file, tmp_path):
 
 def test_the_table_shows_every_layer_and_the_totals(network_file):
     text = run("--network", network_file, "--hardware", "xbar_64").stdout
-    totals = CostModel(residual(), load_chip("xbar_64")).evaluate().totals
+    result = CostModel(residual(), load_chip("xbar_64")).evaluate()
+    totals = result.totals
     assert f"{totals.crossbars} crossbars in {totals.tiles} tiles" in text
-    for word in ("element_sum", "pooling", "rounds", "share", "energy: ADC"):
-        assert word in text
+    assert f"latency {totals.latency_ns / 1e3:.1f} us pipelined" in text
+    assert f"energy {totals.energy_nj / 1e3:.2f} uJ" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert rows["s"][:2] == ["s", "sum"]
+    assert rows["p"][:2] == ["p", "pool"]
+    for layer in result.layers:
+        if layer.crossbars:
+            crossbars, used, rounds, time, time_share, energy, energy_share = rows[layer.name][2:]
+            assert (int(crossbars), int(rounds)) == (layer.crossbars, layer.rounds)
+            assert used == f"{layer.utilization:.1%}"
+            assert float(time) == pytest.approx(layer.sequential_latency_ns / 1e3, abs=0.06)
+            assert float(energy) == pytest.approx(layer.energy_nj["total"] / 1e3, abs=0.006)
+            share = layer.sequential_latency_ns / totals.sequential_latency_ns
+            assert time_share == f"{share:.1%}"
+            assert energy_share == f"{layer.energy_nj['total'] / totals.energy_nj:.1%}"
+
+
+def test_the_table_says_where_time_and_energy_go(network_file):
+    text = run("--network", network_file, "--hardware", "xbar_64").stdout
+    layers = CostModel(residual(), load_chip("xbar_64")).evaluate().layers
+    adc_nj = sum(layer.energy_nj["ADC"] for layer in layers)
+    all_nj = sum(layer.energy_nj["total"] for layer in layers)
+    buffers_ns = sum(layer.latency_ns["buffer"] for layer in layers)
+    lines = text[text.index("where it goes") :].splitlines()
+    rows = {line[:13].strip(): line[13:].split() for line in lines[2:] if line.strip()}
+    # Energy: the components are the total. Time: busy time, the most of it first.
+    assert rows["ADC"][3] == f"{adc_nj / all_nj:.1%}"
+    assert float(rows["buffers"][0]) == pytest.approx(buffers_ns / 1e3, abs=0.06)
+    shares = [float(cells[1].rstrip("%")) for cells in rows.values() if len(cells) in (2, 4)]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.5)
 
 
 def test_a_built_in_model_by_name():
