@@ -210,8 +210,10 @@ def check_indices(index: npt.NDArray[Any], names: Sequence[str], counts: IntArra
     """
     if not np.issubdtype(index.dtype, np.integer):
         raise InputError("rows", f"got numbers of type {index.dtype}", "whole numbers")
+    if not index.size:
+        return
     flat = index.reshape(-1, len(names))
-    wrong = ((flat < 0) | (flat >= counts)).any(0)
+    wrong = (flat.min(0) < 0) | (flat.max(0) >= counts)
     if wrong.any():
         layer = int(np.argmax(wrong))
         raise InputError(

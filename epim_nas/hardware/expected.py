@@ -18,9 +18,13 @@ class ExpectedCost:
     """Expectation of the cost of a design whose layers choose independently.
 
     Additive metrics are exact: E[sum c] = sum of p c, with the costs of the table. The pipelined
-    latency is an estimate, the latency at the expected times of the positions. Latency is convex
-    in these times, so by Jensen's inequality the estimate is never above the expectation (at the
-    layout of the table's reference), and it is exact where every layer has made its choice.
+    latency is an estimate at the layout of the table's reference:
+
+    - without samples, the latency at the expected times of the positions. Latency is convex in
+      these times, so by Jensen's inequality it is never above the expectation, and it is exact
+      where every layer has made its choice;
+    - with samples, the mean latency of sampled designs, which is unbiased. Gradients pass straight
+      through the sampling to the probabilities.
 
     Args:
         table: costs of the choices; see :meth:`CostModel.table`.
@@ -61,7 +65,12 @@ class ExpectedCost:
         self._steps = torch.as_tensor(table.reference_steps_ns, device=self._device)
 
     def __call__(
-        self, probabilities: Mapping[str, Tensor], *, latency: bool = True
+        self,
+        probabilities: Mapping[str, Tensor],
+        *,
+        latency: bool = True,
+        samples: int = 0,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Expected totals.
 
@@ -69,6 +78,8 @@ class ExpectedCost:
             probabilities: layer -> (..., choices) probabilities of its choices, for every layer
                 of the table; gradients flow to them.
             latency: whether to estimate the pipelined latency as well.
+            samples: designs to sample for the latency, 0 for the latency at the expected times.
+            generator: random numbers of the sampling.
 
         Returns:
             Metric -> (...) float64: the additive ``METRICS``, and ``latency_ns``.
@@ -77,19 +88,26 @@ class ExpectedCost:
             InputError: a layer is missing, or has another number of choices.
         """
         padded = self._padded(probabilities)
-        expected = torch.einsum("...lc,mlc->...ml", padded, self._values)
-        sums = expected.sum(-1)
+        sums = torch.einsum("...lc,mlc->...m", padded, self._values[: len(METRICS)])
         result = {
             metric: sums[..., index] + self._constant[metric]
             for index, metric in enumerate(METRICS)
         }
         if latency:
-            own = expected[..., len(METRICS) :, :].reshape(-1, 4, len(self.names)).transpose(0, 1)
-            steps = self._steps[:, None].expand(-1, own.shape[1], -1).clone()
-            steps[:, :, self._layers] = own
-            shape = padded.shape[:-2]
-            result["latency_ns"] = pipelined_latency(self._needs, steps).reshape(shape)
+            flat = padded.reshape(-1, *padded.shape[-2:])
+            chosen = flat if not samples else _sampled(flat, samples, generator)
+            result["latency_ns"] = (
+                self._latency(chosen).reshape(*padded.shape[:-2], max(samples, 1)).mean(-1)
+            )
         return result
+
+    def _latency(self, weights: Tensor) -> Tensor:
+        """(designs,) latency with the times of the choices weighted by (designs, layers, choices)."""
+        steps = self._steps[:, None].expand(-1, len(weights), -1).clone()
+        steps[:, :, self._layers] = torch.einsum(
+            "nlc,mlc->mnl", weights, self._values[len(METRICS) :]
+        )
+        return pipelined_latency(self._needs, steps)
 
     def _padded(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """(..., layers, choices) with zeros where a layer has fewer choices."""
@@ -106,3 +124,15 @@ class ExpectedCost:
             part = part.to(device=self._device, dtype=torch.float64)
             parts.append(torch.nn.functional.pad(part, (0, missing)))
         return torch.stack(torch.broadcast_tensors(*parts), dim=-2)
+
+
+def _sampled(probabilities: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
+    """(designs * samples, layers, choices) one-hot choices, straight-through to (designs, ...)."""
+    designs, layers, choices = probabilities.shape
+    picks = torch.multinomial(
+        probabilities.detach().reshape(-1, choices), samples, replacement=True, generator=generator
+    )
+    one_hot = torch.nn.functional.one_hot(picks, choices).to(probabilities.dtype)
+    one_hot = one_hot.reshape(designs, layers, samples, choices).transpose(1, 2)
+    through = probabilities[:, None] - probabilities[:, None].detach()
+    return (one_hot + through).reshape(designs * samples, layers, choices)

@@ -143,7 +143,7 @@ class Pipeline:
             layer that nobody reads) is finished.
         """
         # Compiled on first use: not at import, which everything pays.
-        from epim_nas.hardware.recurrence import finish_times
+        from epim_nas.hardware.compiled import finish_times
 
         times = finish_times(np.ascontiguousarray(steps.transpose(1, 2, 0)), *self._needs.tables)
         timeline = Timeline(*times)

@@ -31,10 +31,6 @@ METRICS = (
 """Additive costs of a layer's choice."""
 
 _INTEGER = ("crossbars", "tiles", "rounds", "weight_bits")
-_CHUNK = 2048
-_PAIR_ROWS = 1536
-"""Largest number of rows of the table of two layers at once: it has to stay in a cache."""
-
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -102,58 +98,37 @@ class CostTable:
             InputError: the wrong number of layers, or an index out of range.
         """
         index = np.asarray(rows)
+        if not np.issubdtype(index.dtype, np.integer):
+            raise InputError("rows", f"got numbers of type {index.dtype}", "whole numbers")
         if index.ndim == 0 or index.shape[-1] != len(self.names):
             raise InputError(
                 "rows", f"got shape {index.shape}, not (..., layers)", f"{len(self.names)} layers"
             )
-        flat = index.reshape(-1, len(self.names))
-        sums = np.empty((len(flat), len(METRICS)))
-        for start in range(0, len(flat), _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            check_indices(chunk, self.names, self._counts)
-            sums[start : start + _CHUNK] = self._sum(np.ascontiguousarray(chunk.T))
+        from epim_nas.hardware.compiled import sum_choices
+
+        flat = np.ascontiguousarray(index.reshape(-1, len(self.names)), dtype=np.int64)
+        sums, wrong = sum_choices(flat, self._costs, self._counts)
+        if wrong >= 0:
+            check_indices(flat, self.names, self._counts)
         result: dict[str, npt.NDArray[np.generic]] = {}
-        for column, metric in enumerate(METRICS):
+        for total, metric in zip(sums, METRICS, strict=True):
             kind = np.int64 if metric in _INTEGER else np.float64
-            total = sums[:, column] + self.constant[metric]
-            result[metric] = total.reshape(index.shape[:-1]).astype(kind)
+            total += self.constant[metric]
+            result[metric] = total.reshape(index.shape[:-1]).astype(kind, copy=False)
         return result
 
     @cached_property
     def _counts(self) -> npt.NDArray[np.int64]:
         return np.array([len(self.choices[name]) for name in self.names], dtype=np.int64)
 
-    def _sum(self, columns: npt.NDArray[Any]) -> FloatArray:
-        """(designs, metrics) of the (layers, designs) indices of a chunk."""
-        total = np.zeros((columns.shape[1], len(METRICS)))
-        for first, second, table in self._pairs:
-            row = columns[first].astype(np.intp)
-            if second is not None:
-                row *= self._counts[second]
-                row += columns[second]
-            total += table.take(row, axis=0)
-        return total
-
     @cached_property
-    def _pairs(self) -> list[tuple[int, int | None, FloatArray]]:
-        """(layer, next layer, costs of both): half as many look-ups as with one layer each."""
-        each = [
-            np.stack(
-                [getattr(self.layers[name], metric) for metric in METRICS], axis=1, dtype=float
-            )
-            for name in self.names
-        ]
-        pairs: list[tuple[int, int | None, FloatArray]] = []
-        layer = 0
-        while layer < len(each):
-            if layer + 1 < len(each) and len(each[layer]) * len(each[layer + 1]) <= _PAIR_ROWS:
-                both = each[layer][:, None] + each[layer + 1][None]
-                pairs.append((layer, layer + 1, both.reshape(-1, len(METRICS))))
-                layer += 2
-            else:
-                pairs.append((layer, None, each[layer]))
-                layer += 1
-        return pairs
+    def _costs(self) -> FloatArray:
+        """(layers, choices, metrics), padded with zeros where a layer has fewer choices."""
+        costs = np.zeros((len(self.names), int(self._counts.max()), len(METRICS)))
+        for index, name in enumerate(self.names):
+            for column, metric in enumerate(METRICS):
+                costs[index, : self._counts[index], column] = getattr(self.layers[name], metric)
+        return costs
 
 
 @dataclass(frozen=True)

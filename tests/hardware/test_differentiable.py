@@ -295,6 +295,11 @@ def test_expected_costs_by_enumeration():
     mean = np.dot(chance, latency)
     assert got["latency_ns"].item() <= mean * (1 + 1e-12)
     assert got["latency_ns"].item() == pytest.approx(mean, rel=0.1)
+    # Sampled, it is unbiased: within four standard errors of the mean.
+    deviation = np.sqrt(np.dot(chance, (np.array(latency) - mean) ** 2))
+    seed = torch.Generator().manual_seed(0)
+    sampled = expected(probabilities, samples=2000, generator=seed)["latency_ns"].item()
+    assert abs(sampled - mean) < 4 * deviation / np.sqrt(2000)
 
 
 def test_a_choice_that_is_made_costs_what_the_table_says():
@@ -310,14 +315,15 @@ def test_a_choice_that_is_made_costs_what_the_table_says():
         assert got[name].item() == pytest.approx(getattr(exact, name), rel=1e-12)
 
 
-def test_expected_costs_are_batched_and_differentiable():
+@pytest.mark.parametrize("samples", [0, 3])
+def test_expected_costs_are_batched_and_differentiable(samples):
     network, choices = _small()
     expected = CostModel(network, load_chip("xbar_64")).expected(choices)
     logits = {
         name: torch.zeros(4, len(options), dtype=torch.float64, requires_grad=True)
         for name, options in choices.items()
     }
-    cost = expected({name: logit.softmax(-1) for name, logit in logits.items()})
+    cost = expected({name: logit.softmax(-1) for name, logit in logits.items()}, samples=samples)
     assert all(value.shape == (4,) for value in cost.values())
     (cost["latency_ns"].sum() + cost["energy_nj"].sum()).backward()
     for logit in logits.values():

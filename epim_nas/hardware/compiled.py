@@ -1,4 +1,7 @@
-"""The recurrence of ``pipeline``, compiled: one pass over all positions of a design."""
+"""The two loops that everything waits for, compiled.
+
+The recurrence of ``pipeline`` over all positions of a design, and the sums of ``table``.
+"""
 
 from __future__ import annotations
 
@@ -66,3 +69,31 @@ def finish_times(
             result[1, design, layer] = finish[offset[layer]]
             result[2, design, layer] = end
     return result
+
+
+@numba.njit(cache=True)
+def sum_choices(rows: IntArray, costs: FloatArray, counts: IntArray) -> tuple[FloatArray, int]:
+    """Sum the costs of the choices of every design.
+
+    Args:
+        rows: (designs, layers) indices of choices.
+        costs: (layers, choices, metrics).
+        counts: (layers) choices of every layer.
+
+    Returns:
+        (metrics, designs), and the first layer with an index out of range, -1 if there is none.
+    """
+    designs, layers = rows.shape
+    metrics = costs.shape[2]
+    total = np.empty((metrics, designs))
+    sums = np.empty(metrics)
+    for design in range(designs):
+        sums[:] = 0.0
+        for layer in range(layers):
+            choice = rows[design, layer]
+            if choice < 0 or choice >= counts[layer]:
+                return total, layer
+            for metric in range(metrics):
+                sums[metric] += costs[layer, choice, metric]
+        total[:, design] = sums
+    return total, -1
