@@ -5,15 +5,27 @@ The recurrence of ``pipeline`` over all positions of a design, and the sums of `
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+F = TypeVar("F", bound=Callable[..., object])
 
 
-@numba.njit(cache=True)
+def compiled(function: F) -> F:
+    """``function`` compiled on its first call; kept on disk where there is a place for it."""
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return numba.njit(function)
+
+
+@compiled
 def finish_times(
     steps: FloatArray,
     sizes: IntArray,
@@ -71,7 +83,7 @@ def finish_times(
     return result
 
 
-@numba.njit(cache=True)
+@compiled
 def sum_choices(rows: IntArray, costs: FloatArray, counts: IntArray) -> tuple[FloatArray, int]:
     """Sum the costs of the choices of every design.
 

@@ -102,7 +102,7 @@ class ExpectedCost:
         return result
 
     def _latency(self, weights: Tensor) -> Tensor:
-        """(designs,) latency with the times of the choices weighted by (designs, layers, choices)."""
+        """(designs,) latency at times that (designs, layers, choices) weights average."""
         steps = self._steps[:, None].expand(-1, len(weights), -1).clone()
         steps[:, :, self._layers] = torch.einsum(
             "nlc,mlc->mnl", weights, self._values[len(METRICS) :]

@@ -3,7 +3,7 @@
 The value is always the exact cost of the design at the nearest whole numbers. The gradient is that
 of a smooth surrogate: the same equations with :class:`SmoothOps` for rounding and table look-ups,
 and with the closed form of the default sampling plan for what is counted in plans otherwise.
-``docs/cost_model.md``, section 10.
+``docs/cost_model.md``, section 11.
 """
 
 from __future__ import annotations
