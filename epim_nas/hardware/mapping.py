@@ -114,7 +114,25 @@ def map_layer(layer: LayerSpec, choice: Choice, chip: Chip) -> LayerMapping:
         return NO_MAPPING
     if layer.type == "pooling":
         return POOLING_MAPPING
-    plan = choice.plan(layer) if choice.shape is not None else _dense_plan(layer)
+    plan = mapped_plan(layer, choice, chip)
+    # A grouped convolution kept dense stores the zeros outside of its blocks.
+    weights = plan.shape.size if choice.shape is not None else plan.shape.size // layer.groups
+    return map_plan(plan, choice.weight_bits, weights, chip)
+
+
+def mapped_plan(layer: LayerSpec, choice: Choice, chip: Chip) -> SamplingPlan:
+    """The plan of what is stored on the crossbars, of a layer with a weight.
+
+    A grouped convolution kept dense is mapped as a dense one, as in MNSIM: one patch, with zeros
+    outside of its blocks.
+
+    Raises:
+        InputError: the epitome does not fit the layer, or a kernel does not fit a crossbar.
+    """
+    if choice.shape is not None:
+        plan = choice.plan(layer)
+    else:
+        plan = _identity((layer.out_channels, layer.in_channels, *layer.kernel))
     rows_of_a_channel = plan.shape.height * plan.shape.width
     if rows_of_a_channel > chip.crossbar.rows:
         raise InputError(
@@ -124,19 +142,35 @@ def map_layer(layer: LayerSpec, choice: Choice, chip: Chip) -> LayerMapping:
             f"at most {chip.crossbar.rows} rows a channel (kernel or epitome height * width)",
             "Use larger crossbars (`crossbar.rows`), or a smaller kernel or epitome.",
         )
-    # A grouped convolution kept dense stores the zeros outside of its blocks.
-    weights = plan.shape.size if choice.shape is not None else plan.shape.size // layer.groups
-    return map_plan(plan, choice.weight_bits, weights, chip)
-
-
-def _dense_plan(layer: LayerSpec) -> SamplingPlan:
-    """One patch; a grouped convolution is mapped as a dense one, as in MNSIM."""
-    return _identity((layer.out_channels, layer.in_channels, *layer.kernel))
+    return plan
 
 
 @lru_cache(maxsize=1024)
 def _identity(weight_shape: tuple[int, int, int, int]) -> SamplingPlan:
     return SamplingPlan.identity(weight_shape)
+
+
+def crossbar_grid(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarGrid:
+    """How the epitome of a plan is cut into crossbars.
+
+    Args:
+        plan: the sampling plan; the identity plan is a dense layer.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip, with at least as many rows as one input channel takes.
+    """
+    size, shape = chip.crossbar, plan.shape
+    channels = size.rows // (shape.height * shape.width)
+    per_group = ceil(bit_slices(weight_bits, chip) / chip.mapping.groups)
+    packed = chip.mapping.packing == "packed"
+    return CrossbarGrid(
+        row_groups=ceil(shape.in_channels / channels),
+        channels_per_row_group=channels,
+        columns=size.columns,
+        columns_per_output=per_group if packed else 1,
+        layers=1 if packed else per_group,
+        outputs=shape.out_channels,
+        pes=chip.tile.pes[0] * chip.tile.pes[1],
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -149,20 +183,10 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         weights: cells' worth of weights that are stored, without zeros that only fill up.
         chip: the chip.
     """
-    size, mapping, shape = chip.crossbar, chip.mapping, plan.shape
+    size, shape = chip.crossbar, plan.shape
     slices = bit_slices(weight_bits, chip)
-    per_group = ceil(slices / mapping.groups)
-    packed = mapping.packing == "packed"
     cells = shape.height * shape.width
-    grid = CrossbarGrid(
-        row_groups=ceil(shape.in_channels / (size.rows // cells)),
-        channels_per_row_group=size.rows // cells,
-        columns=size.columns,
-        columns_per_output=per_group if packed else 1,
-        layers=1 if packed else per_group,
-        outputs=shape.out_channels,
-        pes=chip.tile.pes[0] * chip.tile.pes[1],
-    )
+    grid = crossbar_grid(plan, weight_bits, chip)
     crossbars = grid.row_groups * grid.column_groups
     pes_per_tile = min(crossbars, grid.pes)
     found = schedule(plan, grid)
@@ -174,13 +198,13 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         outputs = min(plan.patch[0], size.columns)
         in_bits = _address_bits(plan.conv_shape[1] * plan.groups) + _address_bits(size.rows)
         table_bits = drivers * channels * in_bits + outputs * _address_bits(plan.conv_shape[0])
-    cells_on_crossbars = crossbars * size.rows * size.columns * mapping.groups
+    cells_on_crossbars = crossbars * size.rows * size.columns * chip.mapping.groups
     return LayerMapping(
         slices=slices,
         row_groups=grid.row_groups,
         column_groups=grid.column_groups,
         crossbars=crossbars,
-        groups=min(slices, mapping.groups),
+        groups=min(slices, chip.mapping.groups),
         tiles=-(-crossbars // grid.pes),
         pes_per_tile=pes_per_tile,
         rows=min(grid.channels_per_row_group, shape.in_channels) * cells,
