@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, log2
+from math import ceil
 
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.index_table import TableEntry, needs_table
 from epim_nas.hardware.schedule import CrossbarGrid, SlotClass, schedule
 from epim_nas.network.spec import LayerSpec
 
@@ -190,14 +191,8 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
     crossbars = grid.row_groups * grid.column_groups
     pes_per_tile = min(crossbars, grid.pes)
     found = schedule(plan, grid)
-    table_bits = 0
-    if not plan.is_identity or plan.groups > 1:
-        # Rounds in one slot fetch other features each: then every PE has entries of its own.
-        drivers = pes_per_tile if found.parallel else min(pes_per_tile, grid.row_groups)
-        channels = min(grid.channels_per_row_group, plan.patch[1])
-        outputs = min(plan.patch[0], size.columns)
-        in_bits = _address_bits(plan.conv_shape[1] * plan.groups) + _address_bits(size.rows)
-        table_bits = drivers * channels * in_bits + outputs * _address_bits(plan.conv_shape[0])
+    # Rounds in one slot fetch other features each: then every PE has entries of its own.
+    entry = TableEntry.of(plan, grid, size.rows, found.parallel)
     cells_on_crossbars = crossbars * size.rows * size.columns * chip.mapping.groups
     return LayerMapping(
         slices=slices,
@@ -212,14 +207,10 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         held_channels=found.held_channels,
         stored_channels=found.stored_channels,
         rounds=plan.rounds,
-        replicas=sum(
-            turn.replicas * turn.out_channels for turn in plan.round_sequence if turn.opens
-        ),
-        table_bits=table_bits,
+        # A last, partial slab has fewer copies than the others.
+        replicas=plan.conv_shape[0]
+        - sum(turn.out_channels for turn in plan.round_sequence if turn.opens),
+        table_bits=entry.bits if needs_table(plan) else 0,
         utilization=weights * slices / cells_on_crossbars,
         slots=found.slots,
     )
-
-
-def _address_bits(count: int) -> int:
-    return max(1, ceil(log2(count)))
