@@ -58,6 +58,7 @@ def _epitome_layer(name: str, module: nn.Module, choice: Choice) -> nn.Module:
         raise InputError(f"model: {name}", "has no weight")
     options: dict[str, Any] = {
         "wrap": choice.wrap,
+        "wrap_in": choice.wrap_in,
         "weight_bits": choice.weight_bits,
         "activation_bits": choice.activation_bits,
         "patch": choice.patch,

@@ -31,6 +31,7 @@ class Choice:
         weight_bits: bits of a weight, None for floating point.
         activation_bits: bits of the layer's inputs, None for floating point.
         patch: (Op, Ip) if it is not the epitome's channels.
+        wrap_in: input-channel wrapping.
     """
 
     shape: EpitomeShape | None = None
@@ -38,6 +39,7 @@ class Choice:
     weight_bits: int | None = None
     activation_bits: int | None = None
     patch: tuple[int, int] | None = None
+    wrap_in: bool = False
 
     def plan(self, layer: LayerSpec) -> SamplingPlan:
         """The sampling plan of this choice on ``layer``.
@@ -46,7 +48,9 @@ class Choice:
             InputError: the epitome does not fit the layer.
         """
         try:
-            return _plan(layer.weight_shape, self.shape, self.wrap, self.patch, layer.groups)
+            return _plan(
+                layer.weight_shape, self.shape, self.wrap, self.wrap_in, self.patch, layer.groups
+            )
         except InputError as error:
             raise InputError(
                 f"layer {layer.name}: {error.field}", error.problem, error.allowed, error.hint
@@ -55,7 +59,8 @@ class Choice:
     def __str__(self) -> str:
         shape = "dense" if self.shape is None else str(self.shape)
         bits = f"w{self.weight_bits or 'f'}a{self.activation_bits or 'f'}"
-        return f"{shape}{' wrap' if self.wrap else ''} {bits}"
+        wrap = (" wrap" if self.wrap else "") + (" wrap_in" if self.wrap_in else "")
+        return f"{shape}{wrap} {bits}"
 
 
 @lru_cache(maxsize=4096)
@@ -63,12 +68,15 @@ def _plan(
     weight_shape: WeightShape,
     shape: EpitomeShape | None,
     wrap: bool,
+    wrap_in: bool,
     patch: tuple[int, int] | None,
     groups: int,
 ) -> SamplingPlan:
     if shape is None:
         return SamplingPlan.identity(weight_shape, groups)
-    return SamplingPlan.build(weight_shape, shape, wrap, patch=patch, groups=groups)
+    return SamplingPlan.build(
+        weight_shape, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in
+    )
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,7 @@ class _LayerFile(Strict):
     dense: bool | None = None
     patch: list[int] | None = pydantic.Field(default=None, min_length=2, max_length=2)
     wrap: bool = False
+    wrap_in: bool = False
     weight_bits: int | None = Bits
     activation_bits: int | None = Bits
 
@@ -178,8 +187,8 @@ class _LayerFile(Strict):
     def _one_of(self) -> _LayerFile:
         if (self.epitome is None) == (not self.dense):
             raise ValueError("give either `epitome: {...}` or `dense: true`")
-        if self.dense and (self.wrap or self.patch):
-            raise ValueError("a dense layer has neither `wrap` nor `patch`")
+        if self.dense and (self.wrap or self.wrap_in or self.patch):
+            raise ValueError("a dense layer has neither `wrap`, `wrap_in` nor `patch`")
         return self
 
 
@@ -213,6 +222,7 @@ def _choice_from_file(layer: _LayerFile) -> Choice:
     return Choice(
         shape=EpitomeShape(**epitome.model_dump()) if epitome else None,
         wrap=layer.wrap,
+        wrap_in=layer.wrap_in,
         weight_bits=layer.weight_bits,
         activation_bits=layer.activation_bits,
         patch=(layer.patch[0], layer.patch[1]) if layer.patch else None,
@@ -232,6 +242,8 @@ def _choice_to_dict(choice: Choice) -> dict[str, Any]:
         }
         layer["patch"] = list(choice.patch or (choice.shape.out_channels, choice.shape.in_channels))
         layer["wrap"] = choice.wrap
+        if choice.wrap_in:
+            layer["wrap_in"] = True
     layer["weight_bits"] = choice.weight_bits
     layer["activation_bits"] = choice.activation_bits
     return layer

@@ -6,73 +6,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
-from epim_nas.epitome.sampling import expand, expand_distinct, project
+from epim_nas.epitome.sampling import expand, project
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
-
-
-def epitome_conv2d(
-    geometry: nn.Conv2d | EpitomeConv2d, x: Tensor, epitome: Tensor, plan: SamplingPlan
-) -> Tensor:
-    """Convolve ``x`` with the weight that ``plan`` samples from ``epitome``.
-
-    With wrapping only the distinct output channels are computed; the rest are copies.
-
-    Args:
-        geometry: a convolution that gives stride, padding, dilation, groups and bias.
-        x: (N, C, H, W) or (C, H, W).
-        epitome: (Oe, Ie, He, We), already quantized.
-        plan: the sampling plan.
-    """
-    padding = geometry.padding
-    if geometry.padding_mode != "zeros":
-        x, padding = F.pad(x, _explicit_padding(geometry), mode=geometry.padding_mode), (0, 0)
-    weight = expand_distinct(epitome, plan)
-    wrapped = len(weight) < plan.conv_shape[0]
-    bias = None if wrapped else geometry.bias
-    out = F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
-    if wrapped:
-        out = _replicate(out, plan, dim=-3)
-        if geometry.bias is not None:
-            out = out + geometry.bias.to(out.dtype)[:, None, None]
-    return out
-
-
-def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: SamplingPlan) -> Tensor:
-    """Apply to ``x`` (..., I) the linear map that ``plan`` samples from ``epitome``."""
-    weight = expand_distinct(epitome, plan).flatten(1)
-    wrapped = len(weight) < plan.conv_shape[0]
-    out = F.linear(x, weight, None if wrapped else bias)
-    if wrapped:
-        out = _replicate(out, plan, dim=-1)
-        if bias is not None:
-            out = out + bias.to(out.dtype)
-    return out
-
-
-def _replicate(out: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
-    _, source = plan.output_index
-    return out.index_select(dim, torch.as_tensor(source, device=out.device))
-
-
-def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
-    """[left, right, top, bottom] for ``F.pad``."""
-    sides: list[int] = []
-    for axis in (1, 0):
-        padding = geometry.padding
-        if isinstance(padding, str):
-            total = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)
-            total = total if padding == "same" else 0
-            sides += [total // 2, total - total // 2]
-        else:
-            sides += [padding[axis], padding[axis]]
-    return sides
 
 
 class _EpitomeLayer(nn.Module):
@@ -145,14 +87,15 @@ class _EpitomeLayer(nn.Module):
     def _describe(self) -> str:
         plan = self.plan
         shape = "dense" if plan.is_identity else f"epitome={plan.shape}"
-        wrap = ", wrap=True" if plan.wrap else ""
+        wrap = (", wrap=True" if plan.wrap else "") + (", wrap_in=True" if plan.wrap_in else "")
         return f"{shape}{wrap}, weight_bits={self.weight_bits}"
 
 
 class EpitomeConv2d(_EpitomeLayer):
     """A drop-in for ``nn.Conv2d`` whose weight is sampled from an epitome.
 
-    A wrapped layer computes only the distinct output channels and replicates them.
+    A wrapped layer computes only the distinct output channels and replicates them; with wrapped
+    inputs it sums the input slabs and convolves once.
 
     Args:
         in_channels: channels of the input.
@@ -166,6 +109,7 @@ class EpitomeConv2d(_EpitomeLayer):
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         shape: size of the epitome.
         wrap: output-channel wrapping.
+        wrap_in: input-channel wrapping.
         weight_bits: bits of the epitome's elements, None for floating point.
         activation_bits: bits of the layer's input, None for floating point.
         patch: (Op, Ip), by default the epitome's channels.
@@ -199,6 +143,7 @@ class EpitomeConv2d(_EpitomeLayer):
         *,
         shape: EpitomeShape,
         wrap: bool = False,
+        wrap_in: bool = False,
         weight_bits: int | None = None,
         activation_bits: int | None = None,
         patch: tuple[int, int] | None = None,
@@ -225,7 +170,9 @@ class EpitomeConv2d(_EpitomeLayer):
         self.groups = groups
         self.padding_mode = padding_mode
         conv_shape = (out_channels, in_channels // groups, *self.kernel_size)
-        plan = SamplingPlan.build(conv_shape, shape, wrap, patch=patch, groups=groups)
+        plan = SamplingPlan.build(
+            conv_shape, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in
+        )
         self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
 
     @property
@@ -256,6 +203,7 @@ class EpitomeLinear(_EpitomeLayer):
         bias: whether there is a bias.
         shape: size of the epitome.
         wrap: output-channel wrapping.
+        wrap_in: input-channel wrapping.
         weight_bits: bits of the epitome's elements, None for floating point.
         activation_bits: bits of the layer's input, None for floating point.
         patch: (Op, Ip), by default the epitome's channels.
@@ -271,6 +219,7 @@ class EpitomeLinear(_EpitomeLayer):
         *,
         shape: EpitomeShape,
         wrap: bool = False,
+        wrap_in: bool = False,
         weight_bits: int | None = None,
         activation_bits: int | None = None,
         patch: tuple[int, int] | None = None,
@@ -280,7 +229,9 @@ class EpitomeLinear(_EpitomeLayer):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        plan = SamplingPlan.build((out_features, in_features, 1, 1), shape, wrap, patch=patch)
+        plan = SamplingPlan.build(
+            (out_features, in_features, 1, 1), shape, wrap, patch=patch, wrap_in=wrap_in
+        )
         self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
 
     @property

@@ -72,6 +72,9 @@ class Round:
         opens: whether it is the first round of its outputs; the others add to a partial sum.
         closes: whether it is the last round of its outputs.
         replicas: further output slabs that get the same results (output-channel wrapping).
+        input_slabs: input slabs whose sum drives the word lines (input-channel wrapping): input
+            channel ``j`` of the patch is driven by the sum of the slabs' channels ``j``, as far as
+            the last one reaches.
     """
 
     patch: Patch
@@ -81,6 +84,7 @@ class Round:
     opens: bool
     closes: bool
     replicas: int
+    input_slabs: int = 1
 
 
 Order = tuple[int, ...]
@@ -105,6 +109,8 @@ class SamplingPlan:
             they are in order. Index tables absorb it: it decides where results are written.
         in_order: per output slab the input channel at every input position of the plan, None
             where they are in order. It decides which word line an input drives.
+        wrap_in: input-channel wrapping: every input slab of an output slab uses the patch of the
+            first, so that the slabs of the input are summed and convolved once.
     """
 
     conv_shape: WeightShape
@@ -115,6 +121,7 @@ class SamplingPlan:
     patches: tuple[Patch, ...]
     out_order: Order | None = None
     in_order: tuple[Order, ...] | None = None
+    wrap_in: bool = False
 
     @classmethod
     def build(
@@ -125,6 +132,7 @@ class SamplingPlan:
         *,
         patch: tuple[int, int] | None = None,
         groups: int = 1,
+        wrap_in: bool = False,
     ) -> SamplingPlan:
         """The plan of a convolution's weight.
 
@@ -138,6 +146,7 @@ class SamplingPlan:
             wrap: whether output slabs share the patches of the first.
             patch: (Op, Ip); by default the epitome's channels.
             groups: groups of the convolution; they do not change the weight, only the rounds.
+            wrap_in: whether the input slabs of an output slab share the patch of the first.
 
         Raises:
             InputError: the epitome or the patch does not fit the weight.
@@ -158,8 +167,10 @@ class SamplingPlan:
             raise InputError("groups", f"got {groups}", f"a divisor of {out_total} channels")
 
         out_slabs, in_slabs = ceil(out_total / patch_out), ceil(in_total / patch_in)
-        out_starts = _spread(shape.out_channels - patch_out, 1 if wrap else out_slabs)
-        in_starts = _spread(shape.in_channels - patch_in, in_slabs)
+        # Slabs that choose a patch of their own, along the outputs and along the inputs.
+        out_turns, in_turns = 1 if wrap else out_slabs, 1 if wrap_in else in_slabs
+        out_starts = _spread(shape.out_channels - patch_out, out_turns)
+        in_starts = _spread(shape.in_channels - patch_in, in_turns)
         offsets = _offsets(shape.height - kernel_h + 1, shape.width - kernel_w + 1)
         patches: list[Patch] = []
         used: set[tuple[int, int, int, int, int]] = set()
@@ -167,9 +178,12 @@ class SamplingPlan:
             for t in range(in_slabs):
                 if wrap and s > 0:
                     source = patches[t].source
+                elif wrap_in and t > 0:
+                    source = patches[-1].source
                 else:
+                    turn = s * in_turns + t
                     source = _unused_source(
-                        used, out_starts[s], in_starts[t], offsets, s * in_slabs + t, patch_in
+                        used, out_starts[s], in_starts[t], offsets, turn, patch_in
                     )
                 patches.append(
                     Patch(
@@ -180,7 +194,15 @@ class SamplingPlan:
                         in_channels=min(patch_in, in_total - t * patch_in),
                     )
                 )
-        return cls(weight_shape, shape, (patch_out, patch_in), wrap, groups, tuple(patches))
+        return cls(
+            weight_shape,
+            shape,
+            (patch_out, patch_in),
+            wrap,
+            groups,
+            tuple(patches),
+            wrap_in=wrap_in,
+        )
 
     @classmethod
     def identity(cls, conv_shape: Sequence[int], groups: int = 1) -> SamplingPlan:
@@ -198,7 +220,7 @@ class SamplingPlan:
             out_order: a permutation of the O output channels that keeps every channel in its
                 group, or None for their own order.
             in_order: for every output slab a permutation of the I/groups input channels, or one
-                for all of them, or None. Wrapped output slabs share one.
+                for all of them, or None. With wrapping, of either side, all share one.
 
         Raises:
             InputError: not a permutation, or one that the hardware cannot follow.
@@ -224,9 +246,9 @@ class SamplingPlan:
                     "in_order", f"got {len(rows)} permutations", f"1 or {self.out_slabs}"
                 )
             rows = rows * self.out_slabs if len(rows) == 1 else rows
-            if self.wrap and len(set(rows)) > 1:
+            if (self.wrap or self.wrap_in) and len(set(rows)) > 1:
                 raise InputError(
-                    "in_order", "wrapped output slabs have different orders", "the same for all"
+                    "in_order", "wrapped slabs have different orders", "the same for all"
                 )
             in_order = None if set(rows) == {tuple(range(inputs))} else tuple(rows)
         return replace(self, out_order=out_order, in_order=in_order)
@@ -234,7 +256,7 @@ class SamplingPlan:
     def __hash__(self) -> int:
         # Plans of the same sizes differ at most in the order of their channels; hashing every
         # patch would cost more than what is looked up by it.
-        return hash((self.conv_shape, self.shape, self.patch, self.wrap, self.groups))
+        return hash((self.conv_shape, self.shape, self.patch, self.wrap, self.groups, self.wrap_in))
 
     def __getstate__(self) -> dict[str, object]:
         # What is cached can be computed again; it is larger than the plan by far.
@@ -261,6 +283,16 @@ class SamplingPlan:
         return ceil(self.conv_shape[1] / self.patch[1])
 
     @property
+    def summed_slabs(self) -> int:
+        """Input slabs that are summed before they are convolved: 1 without ``wrap_in``."""
+        return self.in_slabs if self.wrap_in else 1
+
+    @property
+    def rounds_per_output(self) -> int:
+        """Rounds whose partial sums make an output."""
+        return self.in_slabs // self.summed_slabs
+
+    @property
     def rounds(self) -> int:
         """Activation rounds of one output position."""
         return len(self.round_sequence)
@@ -270,10 +302,11 @@ class SamplingPlan:
         """The rounds of one output position, output slab by output slab.
 
         One round drives the rows of one patch with the inputs of one group. Wrapped output slabs
-        that read the same inputs are computed once and replicated.
+        that read the same inputs are computed once and replicated. With wrapped input slabs
+        the word lines of the first are driven with the sum of all.
         """
         group_channels, period = self.conv_shape[0] // self.groups, self.patch[0]
-        last = self.in_slabs - 1
+        last = self.rounds_per_output - 1
         rounds = []
         # (start, count) of the output positions that are computed, and how often they repeat.
         if self.wrap:
@@ -290,7 +323,7 @@ class SamplingPlan:
                     start = stop
         for start, count, copies in spans:
             slab = 0 if self.wrap else start // period
-            for t in range(self.in_slabs):
+            for t in range(self.rounds_per_output):
                 rounds.append(
                     Round(
                         patch=self.patches[slab * self.in_slabs + t],
@@ -300,6 +333,7 @@ class SamplingPlan:
                         opens=t == 0,
                         closes=t == last,
                         replicas=copies,
+                        input_slabs=self.summed_slabs,
                     )
                 )
         return tuple(rounds)

@@ -123,7 +123,7 @@ def schedule(plan: SamplingPlan, grid: CrossbarGrid) -> Schedule:
         slot_of_round.append(place)
 
     # The rounds of the same outputs follow one another in the plan.
-    inputs = plan.in_slabs
+    inputs = plan.rounds_per_output
     for start in range(0, len(slot_of_round), inputs):
         places = sorted(set(slot_of_round[start : start + inputs]))
         for place in places[1:]:

@@ -48,6 +48,7 @@ class EpitomeChoices(Strict):
         in_channels: input channels Ie, likewise.
         growth: rows and columns that the epitome has more than the kernel.
         wrap: whether output slabs share the patches of the first.
+        wrap_in: whether the input slabs of an output slab share the patch of the first.
     """
 
     out_channels: list[Size] = pydantic.Field(default=[Fraction(1)], min_length=1)
@@ -56,6 +57,7 @@ class EpitomeChoices(Strict):
         default=[0], min_length=1
     )
     wrap: list[bool] = pydantic.Field(default=[False], min_length=1)
+    wrap_in: list[bool] = pydantic.Field(default=[False], min_length=1)
 
 
 class LayerChoices(Strict):

@@ -49,6 +49,7 @@ class _Option:
     in_size: int | Fraction = Fraction(1)
     growth: int = 0
     wrap: bool = False
+    wrap_in: bool = False
     dense: bool = False
     weight_bits: int = 9
     activation_bits: int = 9
@@ -74,7 +75,9 @@ class _Option:
             return None
         if self.wrap and shape.out_channels == out_channels:
             return None  # nothing to wrap: one output slab
-        return Choice(shape, self.wrap, **bits)
+        if self.wrap_in and shape.in_channels == in_channels:
+            return None  # one input slab
+        return Choice(shape, self.wrap, wrap_in=self.wrap_in, **bits)
 
 
 def _channels(size: int | Fraction, channels: int) -> int:
@@ -259,23 +262,32 @@ class SearchSpace:
 def _encode(choice: Choice) -> list[Any]:
     shape = None if choice.shape is None else list(choice.shape.as_tuple)
     patch = None if choice.patch is None else list(choice.patch)
-    return [shape, choice.wrap, choice.weight_bits, choice.activation_bits, patch]
+    encoded = [shape, choice.wrap, choice.weight_bits, choice.activation_bits, patch]
+    # Spaces without input wrapping keep the digest that stored runs were made with.
+    return [*encoded, True] if choice.wrap_in else encoded
 
 
 def _decode(data: Sequence[Any]) -> Choice:
-    shape, wrap, weight_bits, activation_bits, patch = data
+    shape, wrap, weight_bits, activation_bits, patch, *wrap_in = data
     return Choice(
         None if shape is None else EpitomeShape(*shape),
         wrap,
         weight_bits,
         activation_bits,
         None if patch is None else (patch[0], patch[1]),
+        bool(wrap_in and wrap_in[0]),
     )
 
 
 def _ability(choice: Choice) -> tuple[float, ...]:
     size = math.inf if choice.shape is None else choice.shape.size
-    return (choice.weight_bits or 33, choice.activation_bits or 33, size, not choice.wrap)
+    return (
+        choice.weight_bits or 33,
+        choice.activation_bits or 33,
+        size,
+        not choice.wrap,
+        not choice.wrap_in,
+    )
 
 
 def _covers(better: Choice, worse: Choice) -> bool:
@@ -287,6 +299,8 @@ def _covers(better: Choice, worse: Choice) -> bool:
     if better.shape is None:
         return True
     if worse.shape is None or (better.wrap and not worse.wrap):
+        return False
+    if better.wrap_in and not worse.wrap_in:
         return False
     pairs = zip(better.shape.as_tuple, worse.shape.as_tuple, strict=True)
     return all(a >= b for a, b in pairs)
@@ -319,11 +333,12 @@ def _options(choices: LayerChoices) -> list[_Option]:
                 options.append(_Option(dense=True, **bits))
             if choices.epitome is not None:
                 options += [
-                    _Option(out_size, in_size, growth, wrap, **bits)
+                    _Option(out_size, in_size, growth, wrap, wrap_in, **bits)
                     for out_size in choices.epitome.out_channels
                     for in_size in choices.epitome.in_channels
                     for growth in choices.epitome.growth
                     for wrap in choices.epitome.wrap
+                    for wrap_in in choices.epitome.wrap_in
                 ]
     return list(dict.fromkeys(options))
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Choice
-from epim_nas.epitome.layers import _EpitomeLayer, epitome_conv2d, epitome_linear
+from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
+from epim_nas.epitome.layers import _EpitomeLayer
 from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
 from epim_nas.epitome.sampling import project
 from epim_nas.network.spec import Network

@@ -1,0 +1,101 @@
+"""Convolution and linear map with a weight that is sampled from an epitome.
+
+Only what is distinct is computed: wrapped input slabs are summed before, wrapped output slabs are
+replicated after the convolution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.sampling import channel_index, expand_distinct
+
+if TYPE_CHECKING:
+    from epim_nas.epitome.layers import EpitomeConv2d
+
+
+def epitome_conv2d(
+    geometry: nn.Conv2d | EpitomeConv2d, x: Tensor, epitome: Tensor, plan: SamplingPlan
+) -> Tensor:
+    """Convolve ``x`` with the weight that ``plan`` samples from ``epitome``.
+
+    Args:
+        geometry: a convolution that gives stride, padding, dilation, groups and bias.
+        x: (N, C, H, W) or (C, H, W).
+        epitome: (Oe, Ie, He, We), already quantized.
+        plan: the sampling plan.
+    """
+    x = sum_input_slabs(x, plan, dim=-3)
+    padding = geometry.padding
+    if geometry.padding_mode != "zeros":
+        x, padding = F.pad(x, _explicit_padding(geometry), mode=geometry.padding_mode), (0, 0)
+    weight = expand_distinct(epitome, plan)
+    wrapped = len(weight) < plan.conv_shape[0]
+    bias = None if wrapped else geometry.bias
+    out = F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+    if wrapped:
+        out = _replicate(out, plan, dim=-3)
+        if geometry.bias is not None:
+            out = out + geometry.bias.to(out.dtype)[:, None, None]
+    return out
+
+
+def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: SamplingPlan) -> Tensor:
+    """Apply to ``x`` (..., I) the linear map that ``plan`` samples from ``epitome``."""
+    x = sum_input_slabs(x, plan, dim=-1)
+    weight = expand_distinct(epitome, plan).flatten(1)
+    wrapped = len(weight) < plan.conv_shape[0]
+    out = F.linear(x, weight, None if wrapped else bias)
+    if wrapped:
+        out = _replicate(out, plan, dim=-1)
+        if bias is not None:
+            out = out + bias.to(out.dtype)
+    return out
+
+
+def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
+    """The input that a plan with ``wrap_in`` convolves: the sum of its slabs, in every group.
+
+    Args:
+        x: (..., groups * I, ...) with its channels at ``dim``.
+        plan: the plan; without input wrapping ``x`` is returned.
+        dim: negative position of the channels.
+
+    Returns:
+        (..., groups * Ip, ...).
+    """
+    if plan.summed_slabs == 1:
+        return x
+    inputs, width = plan.conv_shape[1], plan.patch[1]
+    if plan.in_order is not None:
+        order = tuple(g * inputs + i for g in range(plan.groups) for i in plan.in_order[0])
+        x = x.index_select(dim, channel_index(order, x.device))
+    x = x.unflatten(dim, (plan.groups, inputs))
+    missing = plan.summed_slabs * width - inputs
+    if missing:
+        x = F.pad(x, [0, 0] * (-dim - 1) + [0, missing])
+    return x.unflatten(dim, (plan.summed_slabs, width)).sum(dim - 1).flatten(dim - 1, dim)
+
+
+def _replicate(out: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
+    _, source = plan.output_index
+    return out.index_select(dim, torch.as_tensor(source, device=out.device))
+
+
+def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
+    """[left, right, top, bottom] for ``F.pad``."""
+    sides: list[int] = []
+    for axis in (1, 0):
+        padding = geometry.padding
+        if isinstance(padding, str):
+            total = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)
+            total = total if padding == "same" else 0
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [padding[axis], padding[axis]]
+    return sides
