@@ -68,14 +68,15 @@ class IndexTables:
         turns = plan.round_sequence
         patch_out, patch_in = plan.patch
         count, copies = len(turns), max(turn.replicas for turn in turns)
-        ifat = np.full((count, 1, patch_in), NOTHING)
+        slabs = max(turn.input_slabs for turn in turns)
+        ifat = np.full((count, slabs, patch_in), NOTHING)
         ifrt = np.full((count, patch_in), NOTHING)
         columns = np.full((count, patch_out), NOTHING)
         ofat = np.full((count, 1 + copies, patch_out), NOTHING)
         for row, turn in enumerate(turns):
             inputs = np.arange(turn.patch.in_channels)
             channels = turn.patch.source_in + (inputs + turn.patch.rotation) % patch_in
-            ifat[row, 0, : inputs.size] = _input_channels(plan, turn)
+            ifat[row, :, : inputs.size] = _input_channels(plan, turn)
             ifrt[row, : inputs.size] = _word_lines(plan, grid, crossbar_rows, turn, channels)
             outputs = (turn.first + np.arange(turn.out_channels)) % patch_out
             columns[row, : outputs.size] = turn.patch.source_out + outputs
@@ -130,12 +131,15 @@ def _check_grid(plan: SamplingPlan, grid: CrossbarGrid, crossbar_rows: int) -> N
 
 
 def _input_channels(plan: SamplingPlan, turn: Round) -> IntArray:
-    """(I of the patch,) the layer's input channel of every input of the patch."""
-    start, count = turn.patch.target_in, turn.patch.in_channels
-    positions = np.arange(start, start + count)
+    """(summed slabs, I of the patch) the layer's input channels; -1 past the end of the last."""
+    inputs, patch_in = plan.conv_shape[1], plan.patch[1]
+    steps = np.arange(turn.input_slabs)[:, None] * patch_in
+    positions = turn.patch.target_in + steps + np.arange(turn.patch.in_channels)
+    inside = positions < inputs
+    positions = np.where(inside, positions, 0)
     if plan.in_order is not None:
         positions = np.array(plan.in_order[turn.patch.target_out // plan.patch[0]])[positions]
-    return turn.group * plan.conv_shape[1] + positions
+    return np.where(inside, turn.group * inputs + positions, NOTHING)
 
 
 def _word_lines(

@@ -45,9 +45,20 @@ class Case:
         )
 
 
+def sharing_input_slabs(plan: SamplingPlan) -> SamplingPlan:
+    """The plan with wrapped input slabs; they have one order."""
+    shared = SamplingPlan.build(
+        plan.conv_shape, plan.shape, plan.wrap, patch=plan.patch, groups=plan.groups, wrap_in=True
+    )
+    order = plan.in_order and plan.in_order[:1]
+    return shared.reordered(plan.out_order, order)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     plan = draw(st.one_of(plans(), reordered_plans()))
+    if draw(st.booleans()):
+        plan = sharing_input_slabs(plan)
     grid = draw(grids(plan))
     cells = plan.shape.height * plan.shape.width
     rows = grid.channels_per_row_group * cells + draw(st.integers(0, cells - 1))
