@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from epim_nas.epitome.design import Choice
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
-from epim_nas.hardware.index_table import TableEntry, needs_table
+from epim_nas.hardware.index_table import TableEntry, address_bits, needs_table
 from epim_nas.hardware.mapping import crossbar_grid, mapped_plan
 from epim_nas.hardware.schedule import CrossbarGrid
 from epim_nas.network.spec import LayerSpec
@@ -144,9 +144,10 @@ class LayerTables:
         """Check that every entry addresses something that exists, and every output is written.
 
         Raises:
-            InputError: an array of another shape, an address out of range, or an output that is
-                never written.
+            InputError: sizes that contradict each other, an array of another shape, an address out
+                of range, or an output that is not opened once.
         """
+        self._check_sizes(source)
         tables, (patch_out, patch_in) = self.tables, self.patch
         rounds, copies = len(tables.slot), tables.ofat.shape[1]
         slabs = tables.ifat.shape[1]
@@ -168,13 +169,34 @@ class LayerTables:
             wrong = values[(values < lowest) | (values >= limit)] if name != "opens" else values[:0]
             if wrong.size:
                 raise InputError(field, f"got {int(wrong[0])}", f"{lowest} to {limit - 1}")
-        missing = np.setdiff1d(np.arange(self.conv_shape[0]), tables.ofat)
-        if missing.size:
+        opened = tables.ofat[tables.opens]
+        times = np.bincount(opened[opened != NOTHING], minlength=self.conv_shape[0])
+        wrong = np.flatnonzero(times != 1)
+        if wrong.size:
             raise InputError(
                 f"{source}: tables.ofat",
-                f"output channel {int(missing[0])} is never written",
-                f"every channel of 0 to {self.conv_shape[0] - 1}",
+                f"output channel {wrong[0]} is opened {times[wrong[0]]} times",
+                "every output channel once, in a round that `opens`",
             )
+
+    def _check_sizes(self, source: str) -> None:
+        channels, grid = self.grid.channels_per_row_group, self.grid
+        inputs = self.conv_shape[1] * self.groups
+        if min(*self.conv_shape, *self.epitome, *self.patch, *astuple(grid), self.groups) < 1:
+            raise InputError(source, "has a size of 0", "sizes of 1 or more")
+        expected = {
+            "crossbars.outputs": (grid.outputs, self.epitome[0]),
+            "crossbars.row_groups": (grid.row_groups, -(-self.epitome[1] // channels)),
+        }
+        if self.entry is not None:
+            expected |= {
+                "entry.input_bits": (self.entry.input_bits, address_bits(inputs)),
+                "entry.line_bits": (self.entry.line_bits, address_bits(self.crossbar_rows)),
+                "entry.output_bits": (self.entry.output_bits, address_bits(self.conv_shape[0])),
+            }
+        for name, (found, right) in expected.items():
+            if found != right:
+                raise InputError(f"{source}: {name}", f"got {found}", f"{right}, from the shapes")
 
     def _different_sizes(self, other: LayerTables) -> list[str]:
         names = ("conv_shape", "groups", "epitome", "patch", "grid", "crossbar_rows", "entry")

@@ -76,6 +76,24 @@ class TileMemories:
         )
 
 
+def processing_elements(layer: LayerTables, tile: int) -> tuple[Pe, ...]:
+    """The processing elements of one tile of a layer."""
+    rows, pes = layer.grid.row_groups, layer.grid.pes
+    numbers = range(tile * pes, min((tile + 1) * pes, layer.crossbars))
+    row_groups = list(dict.fromkeys(number % rows for number in numbers))
+    # PEs of a row group share a driver, unless the rounds of a slot drive them differently.
+    own = layer.tables.slots < layer.tables.rounds
+    return tuple(
+        Pe(
+            number=number,
+            row_group=number % rows,
+            column_group=number // rows,
+            driver=index if own else row_groups.index(number % rows),
+        )
+        for index, number in enumerate(numbers)
+    )
+
+
 def tile_memories(layer: LayerTables) -> list[TileMemories]:
     """The memories of every tile of a layer; none for a dense layer, which is wired."""
     if layer.entry is None:
@@ -112,7 +130,7 @@ class _Tile:
 
     def __init__(self, layer: LayerTables, entry: TableEntry, use: RoundUse, tile: int) -> None:
         self._layer, self._entry, self._use, self._tile = layer, entry, use, tile
-        self._pes = _processing_elements(layer, tile)
+        self._pes = processing_elements(layer, tile)
         self._slots = [list(self._work(slot)) for slot in range(layer.tables.slots)]
         self.results = [self._results(work) for work in self._slots]
 
@@ -233,23 +251,6 @@ class _Tile:
             for start in range(0, len(records), size):
                 words.append(pack(fields, records[start : start + size]))
         return Memory(fields, size, tuple(words))
-
-
-def _processing_elements(layer: LayerTables, tile: int) -> tuple[Pe, ...]:
-    rows, pes = layer.grid.row_groups, layer.grid.pes
-    numbers = range(tile * pes, min((tile + 1) * pes, layer.crossbars))
-    row_groups = list(dict.fromkeys(number % rows for number in numbers))
-    # PEs of a row group share a driver, unless the rounds of a slot drive them differently.
-    own = layer.tables.slots < layer.tables.rounds
-    return tuple(
-        Pe(
-            number=number,
-            row_group=number % rows,
-            column_group=number // rows,
-            driver=index if own else row_groups.index(number % rows),
-        )
-        for index, number in enumerate(numbers)
-    )
 
 
 def _valid(address: int) -> tuple[int, int]:
