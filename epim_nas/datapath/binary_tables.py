@@ -23,7 +23,7 @@ MAGIC = b"EPIMIDX\0"
 VERSION = 1
 _HEADER = struct.Struct("<8s32I")
 _GRID = ("row_groups", "channels_per_row_group", "columns", "columns_per_output", "layers", "pes")
-_ENTRY = ("drivers", "channels", "input_bits", "line_bits", "outputs", "output_bits")
+_ENTRY = ("drivers", "channels", "slabs", "input_bits", "line_bits", "outputs", "output_bits")
 _OPENS, _CLOSES = 1, 2
 
 
@@ -74,7 +74,7 @@ def _encode(layer: LayerTables) -> bytes:
         tables.ifat.shape[1],
         tables.ofat.shape[1],
         len(name),
-        *(0,) * 3,
+        *(0,) * 2,
     )
     flags = tables.opens * _OPENS + tables.closes * _CLOSES
     arrays = (tables.slot, flags, tables.ifat, tables.ifrt, tables.columns, tables.ofat)
@@ -89,7 +89,7 @@ def _decode(data: bytes, path: str | Path) -> LayerTables:
         return [values.pop(0) for _ in range(count)]
 
     conv, (groups,), epitome, patch, (rows,) = take(4), take(1), take(4), take(2), take(1)
-    grid, entry = dict(zip(_GRID, take(6), strict=True)), dict(zip(_ENTRY, take(6), strict=True))
+    grid, entry = dict(zip(_GRID, take(6), strict=True)), dict(zip(_ENTRY, take(7), strict=True))
     rounds, slabs, targets, length = take(4)
     start = _HEADER.size
     try:

@@ -37,6 +37,7 @@ class _Crossbars(Strict):
 class _Entry(Strict):
     drivers: int = Positive
     channels: int = Positive
+    slabs: int = Positive
     input_bits: int = Positive
     line_bits: int = Positive
     outputs: int = Positive

@@ -190,6 +190,7 @@ class LayerTables:
         }
         if self.entry is not None:
             expected |= {
+                "entry.slabs": (self.entry.slabs, self.tables.ifat.shape[1]),
                 "entry.input_bits": (self.entry.input_bits, address_bits(inputs)),
                 "entry.line_bits": (self.entry.line_bits, address_bits(self.crossbar_rows)),
                 "entry.output_bits": (self.entry.output_bits, address_bits(self.conv_shape[0])),

@@ -21,6 +21,7 @@ class TableEntry:
         drivers: row groups of a tile; PEs of a tile where rounds share slots, since then they
             fetch other features each.
         channels: channels that a driver drives at most.
+        slabs: inputs that are summed to drive a channel: 1, or the input slabs that share a patch.
         input_bits: of the address of an input channel (IFAT).
         line_bits: of the number of a word line (IFRT).
         outputs: output channels that are addressed (OFAT).
@@ -29,6 +30,7 @@ class TableEntry:
 
     drivers: int
     channels: int
+    slabs: int
     input_bits: int
     line_bits: int
     outputs: int
@@ -51,6 +53,7 @@ class TableEntry:
         return cls(
             drivers=pes if parallel else min(pes, grid.row_groups),
             channels=min(grid.channels_per_row_group, plan.patch[1]),
+            slabs=plan.summed_slabs,
             input_bits=address_bits(plan.conv_shape[1] * plan.groups),
             line_bits=address_bits(crossbar_rows),
             outputs=min(plan.patch[0], grid.columns),
@@ -60,8 +63,8 @@ class TableEntry:
     @property
     def bits(self) -> int:
         """Address bits of the entry."""
-        inputs = self.drivers * self.channels * (self.input_bits + self.line_bits)
-        return inputs + self.outputs * self.output_bits
+        driven = self.slabs * self.input_bits + self.line_bits
+        return self.drivers * self.channels * driven + self.outputs * self.output_bits
 
 
 def needs_table(plan: SamplingPlan) -> bool:

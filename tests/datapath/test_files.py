@@ -67,9 +67,9 @@ def test_binary_layout_without_our_reader(tmp_path: Path) -> None:
     assert header[0] == 1
     assert header[1:12] == (32, 32, 3, 3, 1, 16, 16, 3, 3, 16, 16)
     assert header[12:19] == (64, 3, 7, 64, 2, 1, 4)
-    assert header[19:25] == (3, 7, 5, 6, 16, 5)
-    assert header[25:29] == (4, 1, 1, 5)
-    assert header[29:] == (0, 0, 0)
+    assert header[19:26] == (3, 7, 1, 5, 6, 16, 5)
+    assert header[26:30] == (4, 1, 1, 5)
+    assert header[30:] == (0, 0)
     assert data[136:144] == b"conv1\0\0\0"
     arrays = struct.unpack_from("<4i4i64i64i64i64i", data, 144)
     assert arrays[:4] == (0, 1, 2, 3)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from epim_nas import EpitomeShape, InputError, load_chip
 from epim_nas.datapath.cells import cell_memory, program
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.memory import Memory
 from epim_nas.datapath.tables import IndexTables
 from epim_nas.datapath.tiles import replica_memory, tile_memories
+from epim_nas.epitome.design import Choice
+from epim_nas.hardware.mapping import map_layer
 from tests.datapath.cases import Case, cases
+from tests.hardware.nets import conv
 
 
 def drive(case: Case, tables: IndexTables, turn: int) -> np.ndarray:
@@ -155,3 +160,51 @@ def test_running_by_the_memories_is_the_convolution(case: Case) -> None:
         for crossbar in programmed
     ]
     assert run_by_memories(case, layer, cells).tolist() == case.convolved.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["xbar_64", "epim_256", "raella_512"]),
+    st.sampled_from(["packed", "sliced"]),
+    st.sampled_from([(64, 64, 3, 1), (128, 64, 1, 1), (96, 96, 3, 4), (512, 16, 1, 1)]),
+    st.sampled_from([1, 2, 3, 4]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([0, 1]),
+    st.sampled_from([2, 3, 9]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 2, 3]),
+)
+def test_addresses_take_the_bits_that_the_cost_model_charges(
+    name, packing, sizes, out_fraction, in_fraction, growth, bits, wrap, wrap_in, patch_fraction
+):
+    outputs, inputs, kernel, groups = sizes
+    chip = load_chip(name, [f"mapping.packing={packing}"])
+    layer = conv("c", "input", inputs, outputs, 8, kernel, groups=groups)
+    shape = EpitomeShape(
+        outputs // out_fraction, inputs // groups // in_fraction, kernel + growth, kernel + growth
+    )
+    patch = (
+        None
+        if patch_fraction is None
+        else (shape.out_channels // patch_fraction, max(1, shape.in_channels // patch_fraction))
+    )
+    choice = Choice(shape, wrap, bits, 9, patch, wrap_in)
+    try:
+        mapping = map_layer(layer, choice, chip)
+    except InputError:  # a grown 1x1 epitome is larger than the weight
+        assume(False)
+    tables = LayerTables.of(layer, choice, chip)
+    tiles = tile_memories(tables)
+    assert tables.tables.slots == mapping.slot_count
+    assert tables.tables.rounds == mapping.rounds
+    if tables.entry is None:
+        assert mapping.table_bits == 0
+        return
+    assert len(tiles) == mapping.tiles
+    copies = replica_memory(tables)
+    assert (len(copies.words) if copies else 0) == mapping.replicas
+    # The bits, counted field by field from the memories.
+    for tile in tiles:
+        more = (tile.words_per_slot - 1) * tables.entry.outputs * tables.entry.output_bits
+        assert tile.address_bits == mapping.slot_count * (mapping.table_bits + more)
