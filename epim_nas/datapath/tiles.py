@@ -131,6 +131,8 @@ class _Tile:
     def __init__(self, layer: LayerTables, entry: TableEntry, use: RoundUse, tile: int) -> None:
         self._layer, self._entry, self._use, self._tile = layer, entry, use, tile
         self._pes = processing_elements(layer, tile)
+        # All tiles are alike: a last one may have places without a crossbar.
+        self._places = min(layer.crossbars, layer.grid.pes)
         self._slots = [list(self._work(slot)) for slot in range(layer.tables.slots)]
         self.results = [self._results(work) for work in self._slots]
 
@@ -207,22 +209,22 @@ class _Tile:
         return Memory(fields, self._entry.drivers * self._entry.channels, words)
 
     def _control(self) -> Memory:
-        fields = (Field("active", 1), Field("leader", address_bits(len(self._pes))))
+        fields = (Field("active", 1), Field("leader", address_bits(self._places)))
         words = []
         for work in self._slots:
-            records = [(0, 0)] * len(self._pes)
+            records = [(0, 0)] * self._places
             for _, pes in work:
                 for index in pes:
                     records[index] = (1, pes[0])
             words.append(pack(fields, records))
-        return Memory(fields, len(self._pes), tuple(words))
+        return Memory(fields, self._places, tuple(words))
 
     def _ofat(self, words_per_slot: int) -> Memory:
         fields = (
             Field("valid", 1),
             Field("opens", 1),
             Field("closes", 1),
-            Field("leader", address_bits(len(self._pes))),
+            Field("leader", address_bits(self._places)),
             Field("column", address_bits(self._layer.epitome[0])),
             Field("output", self._entry.output_bits),
         )

@@ -105,7 +105,7 @@ def run_by_memories(case: Case, layer: LayerTables, cells: list[list[list[Memory
             # Sums of every PE: leader, epitome channel -> value.
             sums: dict[tuple[int, int], int] = defaultdict(int)
             for pe, (active, leader) in zip(
-                tile.pes, unpack(tile.memories["control"], slot), strict=True
+                tile.pes, unpack(tile.memories["control"], slot), strict=False
             ):
                 driven = drivers[pe.driver]
                 for group in range(rule.groups if active else 0):
