@@ -27,9 +27,8 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
         out: where to write.
 
     Returns:
-        The files, a manifest with their digests last.
-
-    The datapath of a design that was not fine-tuned has no cells: it has no weights of its own.
+        The files (of the datapath its index), a manifest with the digests of all last. The
+        datapath of a design that was not fine-tuned has no cells: it has no weights of its own.
 
     Raises:
         InputError: no such trial, or weights of a design that was not fine-tuned.
@@ -60,7 +59,8 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
         files.append(path)
     if what in ("datapath", "all"):
         stored = None if state is None else stored_layers(network, design, state)
-        files += export_datapath(design, network, cost.chip, out / "datapath", stored)
+        # Of the many files the index stands for all.
+        files += export_datapath(design, network, cost.chip, out / "datapath", stored)[:1]
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files

@@ -45,8 +45,9 @@ def simulate(folder: Path) -> str:
         (Choice(EpitomeShape(16, 16, 3, 3), False, 3, 9), []),
         # Several tiles, the last with one crossbar; copies.
         (Choice(EpitomeShape(16, 32, 3, 3), True, 3, 9), ["tile.pes=[1, 3]"]),
-        # Rounds that share slots, summed inputs, two bits a cell, a grown kernel.
+        # Summed inputs, two bits a cell, a grown kernel.
         (Choice(EpitomeShape(32, 8, 4, 4), False, 5, 9, (8, 8), True), ["mapping.cell_bits=2"]),
+        # Eight rounds in two slots.
         (Choice(EpitomeShape(32, 16, 3, 3), False, 9, 9, (8, 16)), ["tile.pes=[2, 1]"]),
     ],
 )
