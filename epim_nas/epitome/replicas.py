@@ -95,7 +95,8 @@ def _empty(few: Tensor, outputs: int, dim: int) -> Tensor:
     shape[dim] = outputs
     if memory_format(few) == torch.contiguous_format:
         return few.new_empty(shape)
-    return torch.empty(shape, dtype=few.dtype, device=few.device, memory_format=torch.channels_last)
+    _, channels, height, width = shape
+    return few.new_empty_strided(shape, (channels * height * width, 1, channels * width, channels))
 
 
 def _traceable(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:

@@ -43,6 +43,7 @@ class LayerMapping:
         table_bits: bits that the index tables of a tile deliver for one slot, 0 without table.
         utilization: cells that hold a weight / cells.
         slots: the time slots of one output position.
+        input_slabs: input slabs that are summed before they drive the rows, 1 for none.
     """
 
     slices: int
@@ -61,6 +62,7 @@ class LayerMapping:
     table_bits: int
     utilization: float
     slots: tuple[SlotClass, ...]
+    input_slabs: int = 1
 
     @property
     def slot_count(self) -> int:
@@ -172,7 +174,9 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         drivers = pes_per_tile if found.parallel else min(pes_per_tile, grid.row_groups)
         channels = min(grid.channels_per_row_group, plan.patch[1])
         outputs = min(plan.patch[0], size.columns)
-        in_bits = _address_bits(plan.conv_shape[1] * plan.groups) + _address_bits(size.rows)
+        # A row that is driven with a sum has the address of every summand.
+        in_bits = plan.summed_slabs * _address_bits(plan.conv_shape[1] * plan.groups)
+        in_bits += _address_bits(size.rows)
         table_bits = drivers * channels * in_bits + outputs * _address_bits(plan.conv_shape[0])
     cells_on_crossbars = crossbars * size.rows * size.columns * mapping.groups
     return LayerMapping(
@@ -194,6 +198,7 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         table_bits=table_bits,
         utilization=weights * slices / cells_on_crossbars,
         slots=found.slots,
+        input_slabs=plan.summed_slabs,
     )
 
 
