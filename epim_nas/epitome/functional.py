@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.replicas import memory_format, replicate
 from epim_nas.epitome.sampling import channel_index, expand_distinct
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ def epitome_conv2d(
     wrapped = len(weight) < plan.conv_shape[0]
     bias = None if wrapped else geometry.bias
     out = F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
-    if wrapped:
-        out = _replicate(out, plan, dim=-3)
-        if geometry.bias is not None:
-            out = out + geometry.bias.to(out.dtype)[:, None, None]
-    return out
+    return replicate(out, geometry.bias, plan, dim=-3) if wrapped else out
 
 
 def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -51,11 +47,7 @@ def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: Sampli
     weight = expand_distinct(epitome, plan).flatten(1)
     wrapped = len(weight) < plan.conv_shape[0]
     out = F.linear(x, weight, None if wrapped else bias)
-    if wrapped:
-        out = _replicate(out, plan, dim=-1)
-        if bias is not None:
-            out = out + bias.to(out.dtype)
-    return out
+    return replicate(out, bias, plan, dim=-1) if wrapped else out
 
 
 def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
@@ -71,7 +63,7 @@ def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
     """
     if plan.summed_slabs == 1:
         return x
-    inputs, width = plan.conv_shape[1], plan.patch[1]
+    inputs, width, format_ = plan.conv_shape[1], plan.patch[1], memory_format(x)
     if plan.in_order is not None:
         order = tuple(g * inputs + i for g in range(plan.groups) for i in plan.in_order[0])
         x = x.index_select(dim, channel_index(order, x.device))
@@ -79,12 +71,8 @@ def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
     missing = plan.summed_slabs * width - inputs
     if missing:
         x = F.pad(x, [0, 0] * (-dim - 1) + [0, missing])
-    return x.unflatten(dim, (plan.summed_slabs, width)).sum(dim - 1).flatten(dim - 1, dim)
-
-
-def _replicate(out: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
-    _, source = plan.output_index
-    return out.index_select(dim, torch.as_tensor(source, device=out.device))
+    total = x.unflatten(dim, (plan.summed_slabs, width)).sum(dim - 1).flatten(dim - 1, dim)
+    return total.contiguous(memory_format=format_)
 
 
 def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:

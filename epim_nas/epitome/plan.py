@@ -283,6 +283,20 @@ class SamplingPlan:
         return ceil(self.conv_shape[1] / self.patch[1])
 
     @property
+    def distinct(self) -> tuple[int, int]:
+        """(rows, columns) of the weight, in the plan's order, that have to be convolved with.
+
+        Those of the first output slab where output slabs are wrapped, and of the first input slab
+        where input slabs are; all others repeat them.
+        """
+        outputs, inputs = self.conv_shape[:2]
+        replicated = self.wrap and self.patch[0] < outputs // self.groups
+        return (
+            self.patch[0] if replicated else outputs,
+            self.patch[1] if self.summed_slabs > 1 else inputs,
+        )
+
+    @property
     def summed_slabs(self) -> int:
         """Input slabs that are summed before they are convolved: 1 without ``wrap_in``."""
         return self.in_slabs if self.wrap_in else 1

@@ -7,13 +7,16 @@ Both read nothing but the :class:`~epim_nas.epitome.plan.SamplingPlan`.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from epim_nas.epitome.plan import Patch, SamplingPlan
+from epim_nas.epitome.plan import Order, Patch, SamplingPlan
+
+Part = tuple[int, int]
+"""The first rows and columns of the weight, in the plan's order."""
 
 
 def expand(epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -22,12 +25,7 @@ def expand(epitome: Tensor, plan: SamplingPlan) -> Tensor:
     The gradient of an epitome element is the sum over its replicas. The identity plan returns the
     epitome itself.
     """
-    if plan.is_identity:
-        return epitome
-    if is_tracing():
-        return _sample(epitome, plan)
-    weight: Tensor = _Expand.apply(epitome, plan)
-    return weight
+    return _expand(epitome, plan, (plan.conv_shape[0], plan.conv_shape[1]))
 
 
 def expand_distinct(epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -36,40 +34,22 @@ def expand_distinct(epitome: Tensor, plan: SamplingPlan) -> Tensor:
     With output wrapping these are the rows ``plan.output_index[0]``: the first slab's, in every
     group. With input wrapping they are the first slab's columns, at the plan's positions.
     """
-    part = distinct_part(plan)
-    weight = expand(epitome, part)
-    if part is plan or plan.groups == 1 or not plan.wrap:
+    weight = _expand(epitome, plan, plan.distinct)
+    if plan.groups == 1 or len(weight) == plan.conv_shape[0]:
         return weight
-    # Every group begins at its own channel of the slab.
-    rows = np.arange(plan.conv_shape[0]) % (plan.conv_shape[0] // plan.groups) < plan.patch[0]
-    first = np.flatnonzero(rows) % plan.patch[0]
-    return weight.index_select(0, channel_index(tuple(first.tolist()), weight.device))
+    # The first channels of a group begin anywhere in the slab.
+    size, period = plan.conv_shape[0] // plan.groups, plan.patch[0]
+    rows = tuple((g * size + i) % period for g in range(plan.groups) for i in range(period))
+    return weight.index_select(0, channel_index(rows, weight.device))
 
 
-@lru_cache(maxsize=4096)
-def distinct_part(plan: SamplingPlan) -> SamplingPlan:
-    """The plan of the distinct slabs alone; ``plan`` itself where all are."""
-    outputs, inputs, kernel_h, kernel_w = plan.conv_shape
-    rows = outputs if not plan.wrap or plan.patch[0] >= outputs // plan.groups else plan.patch[0]
-    columns = plan.patch[1] if plan.summed_slabs > 1 else inputs
-    if (rows, columns) == (outputs, inputs):
-        return plan
-    patches = tuple(
-        patch for patch in plan.patches if patch.target_out < rows and patch.target_in < columns
-    )
-    whole_inputs = columns == inputs
-    return SamplingPlan(
-        (rows, columns, kernel_h, kernel_w),
-        plan.shape,
-        plan.patch,
-        False,
-        1,
-        patches,
-        out_order=None if rows < outputs else plan.out_order,
-        in_order=plan.in_order and plan.in_order[: -(-rows // plan.patch[0])]
-        if whole_inputs
-        else None,
-    )
+def _expand(epitome: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+    if plan.is_identity:
+        return epitome
+    if is_tracing():
+        return _sample(epitome, plan, part)
+    weight: Tensor = _Expand.apply(epitome, plan, part)
+    return weight
 
 
 def is_tracing() -> bool:
@@ -77,24 +57,20 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def channel_index(channels: Order, device: torch.device, *, inverse: bool = False) -> Tensor:
+    """The channels, or the inverse of their permutation, as an index; kept for the next call."""
+    if is_tracing():  # a kept tensor would not be part of what is recorded
+        index = torch.tensor(channels, device=device)
+        return index.argsort() if inverse else index
+    return _kept_index(channels, device, inverse)
+
+
 @lru_cache(maxsize=1024)
-def _cached_index(channels: tuple[int, ...], device: torch.device) -> Tensor:
+def _kept_index(channels: Order, device: torch.device, inverse: bool) -> Tensor:
     # An index that was made in inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
-        return torch.tensor(channels, device=device)
-
-
-def channel_index(channels: tuple[int, ...], device: torch.device) -> Tensor:
-    """The channels as an index tensor; kept for the next call."""
-    if is_tracing():
-        return torch.tensor(channels, device=device)
-    return _cached_index(channels, device)
-
-
-@lru_cache(maxsize=1024)
-def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    """Channel of the weight -> position in the plan."""
-    return tuple(np.argsort(order).tolist())
+        index = torch.tensor(channels)
+        return (index.argsort() if inverse else index).to(device)
 
 
 class _Expand(torch.autograd.Function):
@@ -103,49 +79,61 @@ class _Expand(torch.autograd.Function):
     Autograd's own would fill a whole epitome with zeros for every patch.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(epitome: Tensor, plan: SamplingPlan) -> Tensor:
-        return _sample(epitome, plan)
+    def forward(epitome: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+        return _sample(epitome, plan, part)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.plan = inputs[1]
+        _, ctx.plan, ctx.part = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Collect.apply(grads[0], ctx.plan), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Collect.apply(grads[0], ctx.plan, ctx.part), None, None
 
 
 class _Collect(torch.autograd.Function):
     """:func:`_collect`, the adjoint of :class:`_Expand`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(weight: Tensor, plan: SamplingPlan) -> Tensor:
-        return _collect(weight, plan)
+    def forward(weight: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+        return _collect(weight, plan, part)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.plan = inputs[1]
+        _, ctx.plan, ctx.part = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Expand.apply(grads[0], ctx.plan), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Expand.apply(grads[0], ctx.plan, ctx.part), None, None
 
 
-def _sample(epitome: Tensor, plan: SamplingPlan) -> Tensor:
-    slabs = [_out_slab(epitome, plan, s) for s in range(plan.out_slabs)]
+def _sample(epitome: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+    rows, columns = part
+    slabs = []
+    for s in range(ceil(rows / plan.patch[0])):
+        pieces = [
+            piece for patch in _patches(plan, s, columns) for piece in _read(epitome, plan, patch)
+        ]
+        slab = _joined(pieces, 1)
+        if plan.in_order is not None and columns == plan.conv_shape[1]:
+            index = channel_index(plan.in_order[s], slab.device, inverse=True)
+            slab = slab.index_select(1, index)
+        slabs.append(slab)
     weight = _joined(slabs, 0)
-    if plan.out_order is None:
+    if plan.out_order is None or rows < plan.conv_shape[0]:
         return weight
-    return weight.index_select(0, channel_index(inverse(plan.out_order), weight.device))
+    return weight.index_select(0, channel_index(plan.out_order, weight.device, inverse=True))
 
 
-def _out_slab(epitome: Tensor, plan: SamplingPlan, s: int) -> Tensor:
-    patches = plan.patches[s * plan.in_slabs : (s + 1) * plan.in_slabs]
-    slab = _joined([piece for patch in patches for piece in _read(epitome, plan, patch)], 1)
-    if plan.in_order is None:
-        return slab
-    return slab.index_select(1, channel_index(inverse(plan.in_order[s]), slab.device))
+def _patches(plan: SamplingPlan, s: int, columns: int) -> tuple[Patch, ...]:
+    """The patches of output slab ``s`` that fill the first columns."""
+    first = s * plan.in_slabs
+    return plan.patches[first : first + ceil(columns / plan.patch[1])]
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -199,22 +187,24 @@ def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None
 
 
 def _sum_replicas(weight: Tensor, plan: SamplingPlan) -> Tensor:
+    everything = (plan.conv_shape[0], plan.conv_shape[1])
     if is_tracing():
-        return _collect(weight, plan)
-    total: Tensor = _Collect.apply(weight, plan)
+        return _collect(weight, plan, everything)
+    total: Tensor = _Collect.apply(weight, plan, everything)
     return total
 
 
-def _collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
-    """The sum over the replicas of every epitome element: the adjoint of :func:`expand`."""
+def _collect(weight: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+    """The sum over the replicas of every epitome element: the adjoint of :func:`_sample`."""
+    rows, columns = part
     total = weight.new_zeros(plan.shape.as_tuple)
-    if plan.out_order is not None:
+    if plan.out_order is not None and rows == plan.conv_shape[0]:
         weight = weight.index_select(0, channel_index(plan.out_order, weight.device))
-    for s in range(plan.out_slabs):
+    for s in range(ceil(rows / plan.patch[0])):
         slab = weight[s * plan.patch[0] : (s + 1) * plan.patch[0]]
-        if plan.in_order is not None:
+        if plan.in_order is not None and columns == plan.conv_shape[1]:
             slab = slab.index_select(1, channel_index(plan.in_order[s], slab.device))
-        for patch in plan.patches[s * plan.in_slabs : (s + 1) * plan.in_slabs]:
+        for patch in _patches(plan, s, columns):
             start = patch.target_in
             for piece in _read(total, plan, patch):
                 piece += slab[:, start : start + piece.shape[1]]

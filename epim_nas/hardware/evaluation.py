@@ -26,6 +26,7 @@ from epim_nas.hardware.power import (
     consume_pooling,
     consume_weighted,
     layer_area_um2,
+    sums_inputs,
 )
 from epim_nas.hardware.timing import (
     COUNTS,
@@ -193,7 +194,8 @@ class Evaluation:
     def area(self, mapping: MappingArrays, memories: Memories) -> dict[str, FloatArray]:
         """Area by component (um2), (designs, layers)."""
         tables = self.spread(table_kb(OPS, mapping))
-        area = layer_area_um2(OPS, self.chip, self.all_tiles(mapping), tables, memories)
+        sums = self.spread(sums_inputs(mapping))
+        area = layer_area_um2(OPS, self.chip, self.all_tiles(mapping), tables, sums, memories)
         return {name: area[name] for name in AREA_COMPONENTS}
 
     def memories(self, sizes: BufferSizes) -> Memories:

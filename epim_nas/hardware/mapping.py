@@ -44,6 +44,7 @@ class LayerMapping:
         table_bits: bits that the index tables of a tile deliver for one slot, 0 without table.
         utilization: cells that hold a weight / cells.
         slots: the time slots of one output position.
+        input_slabs: input slabs that are summed before they drive the rows, 1 for none.
     """
 
     slices: int
@@ -62,6 +63,7 @@ class LayerMapping:
     table_bits: int
     utilization: float
     slots: tuple[SlotClass, ...]
+    input_slabs: int = 1
 
     @property
     def slot_count(self) -> int:
@@ -213,4 +215,5 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         table_bits=entry.bits if needs_table(plan) else 0,
         utilization=weights * slices / cells_on_crossbars,
         slots=found.slots,
+        input_slabs=plan.summed_slabs,
     )

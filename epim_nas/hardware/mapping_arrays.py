@@ -23,8 +23,9 @@ _VALUES = (
     "replicas",
     "table_bits",
     "utilization",
+    "input_slabs",
 )
-_SLOTS = ("rows", "columns", "tiles", "count", "accumulating", "emitting")
+_SLOTS = ("rows", "columns", "tiles", "count", "accumulating", "emitting", "inputs")
 _NO_SLOT = (0,) * len(_SLOTS)
 _values, _slots = attrgetter(*_VALUES), attrgetter(*_SLOTS)
 
@@ -45,12 +46,14 @@ class MappingArrays(NamedTuple):
     replicas: Array
     table_bits: Array
     utilization: Array
+    input_slabs: Array
     active_rows: Array
     active_columns: Array
     active_tiles: Array
     slots: Array
     accumulating: Array
     emitting: Array
+    fetched_inputs: Array
 
     @property
     def slot_count(self) -> Array:

@@ -87,8 +87,12 @@ def consume_weighted(
     driven = mean(elements * rows, turns.activations)
     converted = mean(elements * columns, turns.activations)
     loads = turns.rows * turns.columns + turns.activations
-    adders = tiles * columns * parts.adder_power_w
-    added = (mapping.accumulating * turns.columns).sum(0)
+    # Adders behind the ADCs of a tile add partial sums; those in front of the DACs of its PEs,
+    # input slabs.
+    partial_sums = mapping.accumulating * turns.columns
+    input_sums = mapping.slots * turns.rows * (mapping.input_slabs - 1)
+    adding = partial_sums * tiles * columns + input_sums * tiles * pes * rows
+    added = (partial_sums + input_sums).sum(0)
     accumulating = ops.where(added > 0, added, 1.0 + 0.0 * added)
     power = {
         "xbar": mean(
@@ -106,7 +110,7 @@ def consume_weighted(
         "jointmodule": mean(
             tiles * (pes - 1) * columns * parts.joint_module_power_w, 1.0 + 0.0 * turns.columns
         ),
-        "accumulator": (mapping.accumulating * turns.columns * adders).sum(0) / accumulating,
+        "accumulator": (adding * parts.adder_power_w).sum(0) / accumulating,
         "index_table": mapping.tiles
         * ops.lookup(table_memory(chip), table_kb(ops, mapping)).read_w,
         "buf_r": mapping.tiles * (pes * memories.inputs.read_w + memories.outputs.read_w),
@@ -162,22 +166,38 @@ def _totals(energy: dict[str, Array], power: dict[str, Array]) -> Consumption:
     return Consumption(energy, power)
 
 
+def sums_inputs(mapping: MappingArrays) -> Array:
+    """(..., layers) 1 where a layer sums wrapped input slabs, else 0."""
+    return 1.0 * (mapping.input_slabs > 1)
+
+
 def layer_area_um2(
-    ops: Ops, chip: Chip, tiles: Array, table_kilobytes: Array, memories: Memories
+    ops: Ops,
+    chip: Chip,
+    tiles: Array,
+    table_kilobytes: Array,
+    sums_inputs: Array,
+    memories: Memories,
 ) -> dict[str, Array]:
     """Area of layers by component (um2): their tiles, which are all built alike.
+
+    What only epitomes need is added to the tiles of the layers that need it.
 
     Args:
         ops: the array operations.
         chip: the chip.
         tiles: (..., layers) tiles.
         table_kilobytes: (..., layers) size of a tile's index table.
+        sums_inputs: (..., layers) 1 where an adder in front of every DAC sums wrapped input
+            slabs, else 0.
         memories: the buffers of the chip.
     """
     parts = Components.of(chip)
     area = {name: tiles * value for name, value in parts.tile_area_um2}
     area["buf"] = tiles * (parts.pes * memories.inputs.area_um2 + memories.outputs.area_um2)
     area["index_table"] = tiles * ops.lookup(table_memory(chip), table_kilobytes).area_um2
+    input_adders = tiles * sums_inputs * (parts.pes * parts.dacs)
+    area["adder"] = area["adder"] + input_adders * parts.adder_area_um2
     area["digital"] = sum(area[name] for name in DIGITAL_PARTS) + area["adder"]
     area["total"] = sum(area[name] for name in _SUMMED)
     return area

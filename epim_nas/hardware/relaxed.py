@@ -24,7 +24,7 @@ from epim_nas.hardware.buffers import BufferSizes, memories_of, needed_sizes, ta
 from epim_nas.hardware.evaluation import Layout
 from epim_nas.hardware.mapping_arrays import MappingArrays
 from epim_nas.hardware.ops import Ops
-from epim_nas.hardware.power import consume_pooling, consume_weighted, layer_area_um2
+from epim_nas.hardware.power import consume_pooling, consume_weighted, layer_area_um2, sums_inputs
 from epim_nas.hardware.relaxed_mapping import WeightShapes, relaxed_mapping
 from epim_nas.hardware.timing import DataBits, Hops, time_pooling, time_sums, time_weighted
 from epim_nas.hardware.torch_ops import SmoothOps, TorchOps
@@ -52,6 +52,9 @@ class RelaxedDesign:
 
     An epitome that is not smaller than the layer's weight stands for the dense layer; grouped
     convolutions are always dense.
+
+    Input-channel wrapping, which changes the plan by a whole, has no relaxation; ``totals`` costs
+    it exactly.
 
     Attributes:
         out_channels: Oe.
@@ -261,8 +264,8 @@ class RelaxedCostModel:
         tables = table_kb(ops, mapping)
         none = torch.zeros_like(output_bits[:, pooling.index])
         area = (
-            layer_area_um2(ops, chip, mapping.tiles, tables, memories),
-            layer_area_um2(ops, chip, none + 1, none, memories),
+            layer_area_um2(ops, chip, mapping.tiles, tables, sums_inputs(mapping), memories),
+            layer_area_um2(ops, chip, none + 1, none, none, memories),
         )
         return {
             "crossbars": mapping.crossbars.sum(-1),

@@ -136,10 +136,12 @@ def relaxed_mapping(
         replicas=torch.where(wrapped, weights.outputs - outputs, none),
         table_bits=torch.where(dense, none, table_bits),
         utilization=none,
+        input_slabs=torch.ones_like(rounds),
         active_rows=(round_channels * kernel)[None],
         active_columns=columns[None],
         active_tiles=tiles[None],
         slots=rounds[None],
         accumulating=(rounds - computed)[None],
         emitting=computed[None],
+        fetched_inputs=(round_channels * kernel)[None],
     )

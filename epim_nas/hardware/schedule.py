@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from epim_nas.epitome.plan import Round, SamplingPlan
+from epim_nas.epitome.plan import Patch, Round, SamplingPlan
 
 Span = tuple[int, int]
 """A range of channels: (first, count)."""
@@ -61,6 +61,8 @@ class SlotClass:
         count: slots of this class.
         accumulating: those of them that add to a partial sum of an earlier slot.
         emitting: those of them after which results are finished.
+        inputs: input features that are fetched for the crossbar that needs most: one a row, or
+            several where wrapped input slabs are summed.
     """
 
     rows: int
@@ -69,6 +71,7 @@ class SlotClass:
     count: int
     accumulating: int
     emitting: int
+    inputs: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class _Slot:
     crossbars: int  # bit mask
     rows: int
     columns: int
+    inputs: int
     accumulating: bool = False
     emitting: bool = False
 
@@ -112,38 +116,42 @@ def schedule(plan: SamplingPlan, grid: CrossbarGrid) -> Schedule:
         while place < len(slots) and slots[place].crossbars & need.crossbars:
             place += 1
         if place == len(slots):
-            slots.append(_Slot(need.crossbars, need.rows, need.columns))
+            slots.append(_Slot(need.crossbars, need.rows, need.columns, need.inputs))
         else:
             slot = slots[place]
             slot.crossbars |= need.crossbars
             slot.rows = max(slot.rows, need.rows)
             slot.columns = max(slot.columns, need.columns)
+            slot.inputs = max(slot.inputs, need.inputs)
         while first_open < len(slots) and slots[first_open].crossbars == full:
             first_open += 1
         slot_of_round.append(place)
 
     # The rounds of the same outputs follow one another in the plan.
-    inputs = plan.rounds_per_output
-    for start in range(0, len(slot_of_round), inputs):
-        places = sorted(set(slot_of_round[start : start + inputs]))
+    summands = plan.rounds_per_output
+    for start in range(0, len(slot_of_round), summands):
+        places = sorted(set(slot_of_round[start : start + summands]))
         for place in places[1:]:
             slots[place].accumulating = True
         slots[places[-1]].emitting = True
 
-    kinds: dict[tuple[int, int, int], list[_Slot]] = {}
+    kinds: dict[tuple[int, int, int, int], list[_Slot]] = {}
     for slot in slots:
         tiles = _tiles(slot.crossbars, grid.pes)
-        kinds.setdefault((slot.rows, slot.columns, tiles), []).append(slot)
+        kinds.setdefault((slot.rows, slot.columns, tiles, slot.inputs), []).append(slot)
     held, stored = use.channels()
     return Schedule(
         slots=tuple(
             SlotClass(
-                *kind,
+                rows,
+                columns,
+                tiles,
                 count=len(alike),
                 accumulating=sum(slot.accumulating for slot in alike),
                 emitting=sum(slot.emitting for slot in alike),
+                inputs=inputs,
             )
-            for kind, alike in kinds.items()
+            for (rows, columns, tiles, inputs), alike in kinds.items()
         ),
         slot_of_round=tuple(slot_of_round),
         parallel=len(slots) < len(slot_of_round),
@@ -164,12 +172,13 @@ def _tiles(crossbars: int, pes: int) -> int:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a round needs: a mask of crossbars; rows and columns in the fullest one."""
+    """What a round needs: a mask of crossbars; rows, columns and inputs in the fullest one."""
 
     crossbars: int
     column_groups: tuple[int, ...]
     rows: int
     columns: int
+    inputs: int
 
 
 class _Usage:
@@ -185,7 +194,8 @@ class _Usage:
         """What a round needs."""
         patch, (patch_out, patch_in) = turn.patch, self._plan.patch
         # All channels of a patch are driven whatever their rotation.
-        rotation = patch.rotation if patch.in_channels < patch_in else 0
+        partial = any(other.in_channels < patch_in for other in _summed(self._plan, patch))
+        rotation = patch.rotation if partial else 0
         rows = (patch.source_in * patch_in + rotation, patch.in_channels)
         columns = (patch.source_out * patch_out + turn.first, turn.out_channels)
         found = self._needs.get((rows, columns))
@@ -196,7 +206,7 @@ class _Usage:
     def _need(self, turn: Round) -> _Need:
         plan, grid, patch = self._plan, self._grid, turn.patch
         row_groups, channels = _blocks(
-            _runs(patch.source_in, patch.rotation, patch.in_channels, plan.patch[1]),
+            _runs_of(patch, plan),
             1,
             grid.channels_per_row_group,
         )
@@ -213,7 +223,16 @@ class _Usage:
         for group in groups:
             mask |= rows << (group * grid.row_groups)
         kernel = plan.conv_shape[2] * plan.conv_shape[3]
-        return _Need(mask, groups, channels * kernel, columns)
+        return _Need(mask, groups, channels * kernel, columns, self._inputs(turn) * kernel)
+
+    def _inputs(self, turn: Round) -> int:
+        """Input channels that are fetched for the row group that needs most."""
+        counts: Counter[int] = Counter()
+        for patch in _summed(self._plan, turn.patch):
+            for _, channel, count in _runs_of(patch, self._plan):
+                for group, _, found in _cut(channel, count, self._grid.channels_per_row_group):
+                    counts[group] += found
+        return max(counts.values())
 
     def channels(self) -> tuple[int, int]:
         """Input channels that the rounds of a position need.
@@ -254,21 +273,35 @@ def _most_and_sum(
 
 def _input_channels(plan: SamplingPlan, turn: Round, size: int) -> list[tuple[int, int]]:
     """(row group, bit mask of the input channels that a round fetches for it)."""
-    patch = turn.patch
     before = turn.group * plan.conv_shape[1]
-    order = None if plan.in_order is None else plan.in_order[patch.target_out // plan.patch[0]]
+    order = None
+    if plan.in_order is not None:
+        order = plan.in_order[turn.patch.target_out // plan.patch[0]]
     masks = []
-    for position, channel, count in _runs(
-        patch.source_in, patch.rotation, patch.in_channels, plan.patch[1]
-    ):
-        for row_group, first, width in _cut(channel, count, size):
-            start = patch.target_in + position + first - channel
-            if order is None:
-                mask = ((1 << width) - 1) << (before + start)
-            else:
-                mask = sum(1 << (before + order[index]) for index in range(start, start + width))
-            masks.append((row_group, mask))
+    for patch in _summed(plan, turn.patch):
+        for position, channel, count in _runs_of(patch, plan):
+            for row_group, first, width in _cut(channel, count, size):
+                start = patch.target_in + position + first - channel
+                if order is None:
+                    mask = ((1 << width) - 1) << (before + start)
+                else:
+                    inputs = order[start : start + width]
+                    mask = sum(1 << (before + index) for index in inputs)
+                masks.append((row_group, mask))
     return masks
+
+
+def _summed(plan: SamplingPlan, patch: Patch) -> Sequence[Patch]:
+    """The patches whose inputs are summed to drive those of ``patch``: itself, and its repeats."""
+    if plan.summed_slabs == 1:
+        return (patch,)
+    first = patch.target_out // plan.patch[0] * plan.in_slabs
+    return plan.patches[first : first + plan.in_slabs]
+
+
+def _runs_of(patch: Patch, plan: SamplingPlan) -> list[tuple[int, int, int]]:
+    """(position, channel, count) of a patch's input channels."""
+    return _runs(patch.source_in, patch.rotation, patch.in_channels, plan.patch[1])
 
 
 def _runs(start: int, rotation: int, count: int, period: int) -> list[tuple[int, int, int]]:

@@ -178,7 +178,12 @@ def time_weighted(
         "intra_tile": (parts.pe_levels * sum_bits - levels * (levels + 1) / 2)
         * (slots * mapping.active_columns).sum(0)
         / chip.tile.intra_bandwidth_gbps,
-        "accumulator": (mapping.accumulating * turns.columns).sum(0) * cycle,
+        # Partial sums behind the ADCs, and wrapped input slabs in front of the DACs.
+        "accumulator": (
+            (mapping.accumulating * turns.columns).sum(0)
+            + (slots * turns.rows).sum(0) * (mapping.input_slabs - 1)
+        )
+        * cycle,
     }
     # With a single slot the entry is always the same: it stays in registers.
     table_bus = chip.index_table.bus_bits or bus
@@ -203,7 +208,7 @@ def time_weighted(
     window = (slots * turns.input_words).sum(0)
     # The window's other columns are still in the registers if no other slot came between. MNSIM
     # also counts the columns that a stride larger than the kernel skips.
-    round_channels = mapping.active_rows[0] / layers.kernel_area
+    round_channels = mapping.fetched_inputs[0] / layers.kernel_area
     column = ops.ceil(
         layers.column_stride * layers.kernel_height * round_channels * bits.inputs / bus
     )
@@ -265,12 +270,14 @@ def _turns(ops: Ops, chip: Chip, mapping: MappingArrays, bits: DataBits, sum_bit
     rows = ops.ceil(mapping.active_rows / parts.dacs)
     columns = ops.ceil(mapping.active_columns / parts.adcs_per_subarray)
     held = mapping.active_columns * mapping.pes
+    # The sum of k inputs of b bits has up to b + ceil(log2 k).
+    driven_bits = bits.inputs + ops.log2_ceil(mapping.input_slabs)
     return Turns(
         rows=rows,
         columns=columns,
-        activations=ops.ceil(bits.inputs / parts.dac.bits) * rows * columns,
+        activations=ops.ceil(driven_bits / parts.dac.bits) * rows * columns,
         partial_words=ops.ceil(sum_bits * held / bus),
-        input_words=ops.ceil(mapping.active_rows * bits.inputs / bus),
+        input_words=ops.ceil(mapping.fetched_inputs * bits.inputs / bus),
         transfer_words=ops.ceil(held * bits.outputs / bus),
     )
 
