@@ -15,7 +15,7 @@ from epim_nas.epitome.plan import SamplingPlan
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from epim_nas.epitome.design import Design
+    from epim_nas.epitome.design import Choice, Design
     from epim_nas.network.spec import LayerSpec, Network
 
 
@@ -57,13 +57,13 @@ def stored_layers(
     load_state(model, known, f"weights of {design.network}")
     modules = dict(model.named_modules())
     return {
-        layer.name: _stored(layer, modules[layer.name])
+        layer.name: _stored(modules[layer.name], design[layer.name])
         for layer in network.weighted
         if design[layer.name].weight_bits is not None
     }
 
 
-def _stored(layer: LayerSpec, module: nn.Module) -> StoredLayer:
+def _stored(module: nn.Module, choice: Choice) -> StoredLayer:
     from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
     from epim_nas.epitome.quantizer import weight_step
 
@@ -72,7 +72,7 @@ def _stored(layer: LayerSpec, module: nn.Module) -> StoredLayer:
     step = weight_step(module.epitome.detach(), module.weight_bits).double()
     weights = (module.quantized_epitome.detach().double() / step).round().long().numpy()
     plan, scales = module.plan, step.numpy()
-    if plan.is_identity and plan.groups > 1:
+    if choice.shape is None and plan.groups > 1:
         # Kept dense, a grouped convolution is stored with the zeros outside of its blocks.
         weights = block_diagonal(weights, plan.groups)
         plan = SamplingPlan.identity(weights.shape)

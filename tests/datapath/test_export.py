@@ -120,6 +120,20 @@ def test_images_add_up_to_the_quantized_weights(tmp_path: Path, chip: Chip) -> N
         assert found * scales == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_grouped_convolution_as_an_epitome_stores_its_blocks_only(tmp_path: Path) -> None:
+    whole = Choice(EpitomeShape(24, 8, 3, 3), False, 4, 8)
+    design = Design("small", {**DESIGN.choices, "2": whole})
+    small = apply_design(model(), design)
+    stored = stored_layers(NETWORK, design, small.state_dict())
+    export_datapath(design, NETWORK, PAIRS, tmp_path, stored)
+    index, layers = read_datapath(tmp_path, design)
+    assert layers["2"].groups == 2
+    found = integers(tmp_path, index.layers[1], (24, 8, 3, 3), PAIRS)
+    assert np.array_equal(found, stored["2"].weights)
+    scaled = found * stored["2"].scales
+    assert scaled == pytest.approx(small.get_submodule("2").weight.detach().numpy(), rel=1e-6)
+
+
 def test_exported_tables_are_found_by_the_index(exported: Path) -> None:
     index, layers = read_datapath(exported)
     for info in index.layers:
