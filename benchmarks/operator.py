@@ -5,18 +5,23 @@ run; what counts are the ratios of the medians, per layer and for the whole netw
 times how often it occurs). On one thread the time is that of the process's CPU, so that other
 programs on the machine matter less.
 
-    OMP_NUM_THREADS=1 python benchmarks/operator.py
+`bare` beside a wrapped plan is the time of a dense convolution with the channels that are left and
+of the bare copies or sums: what the plan cannot avoid as long as a dense convolution does the work.
+
+    OMP_NUM_THREADS=1 python benchmarks/operator.py --reuse-memory
+    OMP_NUM_THREADS=1 python benchmarks/operator.py --channels-last
     python benchmarks/operator.py --batch 8 --repeats 3 --threads 2 --plans O/2 "wrap 4"
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -117,83 +122,127 @@ def shapes() -> Counter[Shape]:
     )
 
 
+class Replicas(nn.Module):
+    """Nothing but the copies that output wrapping has to write, and the sum of their gradients."""
+
+    def __init__(self, layer: Shape, ratio: int, x: Tensor) -> None:
+        super().__init__()
+        self.ratio = ratio
+        size = (layer.size + 2 * layer.padding - layer.kernel) // layer.stride + 1
+        few = torch.randn(len(x), layer.outputs // ratio, size, size)
+        self.few = nn.Parameter(few)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, O, H, W), whatever ``x`` is."""
+        return torch.cat([self.few] * self.ratio, 1)
+
+
+class Sums(nn.Module):
+    """Nothing but the sum of the input slabs, and the copies of its gradient."""
+
+    def __init__(self, layer: Shape, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, I / ratio, H, W)."""
+        return sum(x.chunk(self.ratio, 1))
+
+
+def modules(layer: Shape, plans: Sequence[str], x: Tensor) -> dict[str, nn.Module]:
+    """What is timed of a layer: dense, the epitomes, and the parts that wrapping cannot avoid.
+
+    The parts of ``wrap 4`` are ``wrap 4: conv``, a dense convolution with a quarter of the
+    outputs, and ``wrap 4: rest``, the copies.
+    """
+    found: dict[str, nn.Module] = {"dense": layer.dense()}
+    for name in plans:
+        plan, epitome = PLANS[name], layer.epitome(PLANS[name])
+        if epitome is None:
+            continue
+        found[name] = epitome
+        if plan.wrap:
+            few = replace(layer, outputs=layer.outputs // plan.out_part)
+            found[f"{name}: conv"] = few.dense()
+            found[f"{name}: rest"] = Replicas(layer, plan.out_part, x)
+        if plan.wrap_in:
+            few = replace(layer, inputs=layer.inputs // plan.in_part)
+            found[f"{name}: conv"] = few.dense()
+            found[f"{name}: rest"] = Sums(layer, plan.in_part)
+    return found
+
+
 def medians(
     layers: Mapping[str, nn.Module], x: Tensor, repeats: int, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Median seconds of forward and backward; the layers take turns."""
-    with torch.no_grad():
-        grad = torch.randn_like(next(iter(layers.values()))(x))
+    inputs, grads = {}, {}
+    for name, layer in layers.items():
+        width = layer.in_channels if isinstance(layer, nn.Conv2d) else x.shape[1]
+        inputs[name] = x[:, :width].clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.no_grad():
+            grads[name] = torch.randn_like(layer(inputs[name]))
     times: dict[str, list[float]] = {name: [] for name in layers}
     for repeat in range(repeats + 1):  # the first warms up
         for name, layer in layers.items():
-            x.grad = None
+            inputs[name].grad = None
             layer.zero_grad()
             started = clock()
-            layer(x).backward(grad)
+            layer(inputs[name]).backward(grads[name])
             if repeat:
                 times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-class Replicas(nn.Module):
-    """Nothing but the copies that wrapping by ``ratio`` has to write, and their gradient's sum."""
-
-    def __init__(self, layer: Shape, ratio: int) -> None:
-        super().__init__()
-        self.ratio = ratio
-        self.few = nn.Conv2d(
-            layer.inputs, layer.outputs // ratio, layer.kernel, layer.stride, layer.padding
-        )
-        self.value: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, O, H, W), from a result that is computed once."""
-        if self.value is None:
-            with torch.no_grad():
-                self.value = self.few(x)
-            self.value.requires_grad_()
-        copies = self.value.unsqueeze(-4).expand(-1, self.ratio, -1, -1, -1)
-        return copies.flatten(-4, -3)
-
-
 def report(
     counts: Mapping[Shape, int], plans: Sequence[str], arguments: argparse.Namespace
 ) -> None:
-    """Print ratios per layer and for the network."""
+    """Print ratios per layer and for the network; `bare` is what wrapping cannot avoid."""
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    copies = [f"copies {PLANS[name].out_part}" for name in plans if PLANS[name].wrap]
-    columns = [*plans, *copies]
-    print(f"{'layer':>24} {'x':>2} {'dense ms':>9} " + " ".join(f"{n:>9}" for n in columns))
+    columns = []
+    for name in plans:
+        columns += [name, "bare"] if PLANS[name].wrap or PLANS[name].wrap_in else [name]
+    print(f"{'layer':>22} {'x':>2} {'dense ms':>8} " + " ".join(f"{n:>9}" for n in columns))
     dense_total = 0.0
-    totals: dict[str, tuple[float, float]] = dict.fromkeys(columns, (0.0, 0.0))
+    totals = [[0.0, 0.0] for _ in columns]
     for shape, count in counts.items():
-        layers: dict[str, nn.Module] = {"dense": shape.dense()}
-        for name in plans:
-            epitome = shape.epitome(PLANS[name])
-            if epitome is not None:
-                layers[name] = epitome
-                if PLANS[name].wrap:
-                    ratio = PLANS[name].out_part
-                    layers[f"copies {ratio}"] = Replicas(shape, ratio)
         x = torch.randn(arguments.batch, shape.inputs, shape.size, shape.size)
+        layers = modules(shape, plans, x)
         if arguments.channels_last:
             x = x.to(memory_format=torch.channels_last)
             for layer in layers.values():
                 layer.to(memory_format=torch.channels_last)
-        found = medians(layers, x.requires_grad_(), arguments.repeats, clock)
+        found = medians(layers, x, arguments.repeats, clock)
         dense = found["dense"]
         dense_total += dense * count
-        cells = []
-        for name in columns:
-            if name in found:
-                spent, of = totals[name]
-                totals[name] = (spent + found[name] * count, of + dense * count)
-            cells.append(f"{found[name] / dense:9.3f}" if name in found else f"{'':9}")
-        print(f"{shape!s:>24} {count:2} {dense * 1e3:9.1f} " + " ".join(cells), flush=True)
-    ratios = " ".join(f"{spent / of if of else 0:9.3f}" for spent, of in totals.values())
-    print(f"{'all that apply':>24} {sum(counts.values()):2} {dense_total * 1e3:9.1f} {ratios}")
+        cells, plan = [], ""
+        for name, total in zip(columns, totals, strict=True):
+            plan = plan if name == "bare" else name
+            spent = found.get(name)
+            if name == "bare" and plan in found:
+                spent = found[f"{plan}: conv"] + found[f"{plan}: rest"]
+            if spent is not None:
+                total[0] += spent * count
+                total[1] += dense * count
+            cells.append("" if spent is None else f"{spent / dense:.3f}")
+        line = " ".join(f"{cell:>9}" for cell in cells)
+        print(f"{shape!s:>22} {count:2} {dense * 1e3:8.1f} {line}", flush=True)
+    ratios = " ".join(f"{spent / of if of else 0:9.3f}" for spent, of in totals)
+    print(f"{'all that apply':>22} {sum(counts.values()):2} {dense_total * 1e3:8.1f} {ratios}")
     goals = " ".join(f"{PLANS[n].goal:9.3f}" if n in PLANS else f"{'':9}" for n in columns)
-    print(f"{'goal':>24} {'':2} {'':9} {goals}")
+    print(f"{'goal':>22} {'':2} {'':8} {goals}")
+
+
+def reuse_memory() -> None:
+    """Let glibc keep what was freed, as the caching allocators of GPUs do.
+
+    It gives large blocks back otherwise, and the pages of every new tensor are faulted in anew:
+    on a virtual machine that can take longer than to fill them.
+    """
+    mmap_max, trim_threshold = -4, -1
+    library = ctypes.CDLL(None)
+    assert library.mallopt(mmap_max, 0)
+    assert library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def main() -> None:
@@ -203,9 +252,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--reuse-memory", action="store_true", help="keep freed memory (glibc)")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--layers", help="only shapes whose text contains this")
     arguments = parser.parse_args()
+    if arguments.reuse_memory:
+        reuse_memory()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     counts = {s: n for s, n in shapes().items() if (arguments.layers or "") in str(s)}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epim_nas.epitome.plan import SamplingPlan
-from epim_nas.epitome.replicas import memory_format, replicate
-from epim_nas.epitome.sampling import channel_index, expand_distinct
+from epim_nas.epitome.replicas import Repetition, repeat_channels, sum_channels
+from epim_nas.epitome.sampling import expand_distinct
 
 if TYPE_CHECKING:
     from epim_nas.epitome.layers import EpitomeConv2d
@@ -38,7 +38,7 @@ def epitome_conv2d(
     wrapped = len(weight) < plan.conv_shape[0]
     bias = None if wrapped else geometry.bias
     out = F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
-    return replicate(out, geometry.bias, plan, dim=-3) if wrapped else out
+    return _replicate(out, geometry.bias, plan, dim=-3) if wrapped else out
 
 
 def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: SamplingPlan) -> Tensor:
@@ -47,7 +47,7 @@ def epitome_linear(bias: Tensor | None, x: Tensor, epitome: Tensor, plan: Sampli
     weight = expand_distinct(epitome, plan).flatten(1)
     wrapped = len(weight) < plan.conv_shape[0]
     out = F.linear(x, weight, None if wrapped else bias)
-    return replicate(out, bias, plan, dim=-1) if wrapped else out
+    return _replicate(out, bias, plan, dim=-1) if wrapped else out
 
 
 def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
@@ -61,18 +61,12 @@ def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
     Returns:
         (..., groups * Ip, ...).
     """
-    if plan.summed_slabs == 1:
-        return x
-    inputs, width, format_ = plan.conv_shape[1], plan.patch[1], memory_format(x)
-    if plan.in_order is not None:
-        order = tuple(g * inputs + i for g in range(plan.groups) for i in plan.in_order[0])
-        x = x.index_select(dim, channel_index(order, x.device))
-    x = x.unflatten(dim, (plan.groups, inputs))
-    missing = plan.summed_slabs * width - inputs
-    if missing:
-        x = F.pad(x, [0, 0] * (-dim - 1) + [0, missing])
-    total = x.unflatten(dim, (plan.summed_slabs, width)).sum(dim - 1).flatten(dim - 1, dim)
-    return total.contiguous(memory_format=format_)
+    return x if plan.summed_slabs == 1 else sum_channels(x, Repetition.of_inputs(plan), dim)
+
+
+def _replicate(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:
+    out = repeat_channels(few, Repetition.of_outputs(plan), dim)
+    return out if bias is None else out + bias.to(out.dtype).reshape(-1, *[1] * (-dim - 1))
 
 
 def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:

@@ -1,136 +1,167 @@
-"""The copies that output-channel wrapping makes of the channels it computes, differentiable.
+"""Copies of channels and sums over copies: what wrapping adds to a convolution, differentiable.
 
-Copies are bound by memory, so every element is written once, and the gradient of a computed
-channel is the sum over its copies without an index.
+Output wrapping copies the channels that were computed; input wrapping sums the channels that meet
+the same weights. Each is the other's gradient. Both are bound by memory: every element is read or
+written once, without an index as long as channels are in order.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.plan import Order, SamplingPlan
 from epim_nas.epitome.sampling import channel_index, is_tracing
 
 
-def replicate(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:
-    """All output channels from those that were computed.
+@dataclass(frozen=True)
+class Repetition:
+    """In each of several groups, ``period`` channels that repeat until the group is full.
+
+    Attributes:
+        groups: the groups.
+        period: distinct channels of a group.
+        size: channels of a group; the last repetition may be partial.
+        order: the channel at each of the ``groups * size`` positions, None where in order.
+    """
+
+    groups: int
+    period: int
+    size: int
+    order: Order | None = None
+
+    @classmethod
+    def of_outputs(cls, plan: SamplingPlan) -> Repetition:
+        """How the outputs of a plan with output wrapping repeat."""
+        outputs = plan.conv_shape[0]
+        return cls(plan.groups, plan.patch[0], outputs // plan.groups, plan.out_order)
+
+    @classmethod
+    def of_inputs(cls, plan: SamplingPlan) -> Repetition:
+        """How the weights of the inputs of a plan with input wrapping repeat."""
+        inputs, groups = plan.conv_shape[1], plan.groups
+        order = None
+        if plan.in_order is not None:
+            order = tuple(
+                g * inputs + channel for g in range(groups) for channel in plan.in_order[0]
+            )
+        return cls(groups, plan.patch[1], inputs, order)
+
+
+def repeat_channels(few: Tensor, repetition: Repetition, dim: int) -> Tensor:
+    """All channels from the distinct ones.
 
     Args:
-        few: (..., groups * Op, ...) results of the channels ``plan.output_index[0]``.
-        bias: (O,), added to the copies, or None.
-        plan: a plan with output-channel wrapping.
-        dim: negative position of the channels in ``few``.
+        few: (..., groups * period, ...).
+        repetition: how they repeat.
+        dim: negative position of the channels.
 
     Returns:
-        (..., O, ...), in the memory format of ``few``.
+        (..., groups * size, ...), in the memory format of ``few``.
     """
-    if bias is not None:
-        bias = bias.to(few.dtype)
     if is_tracing():
-        return _traceable(few, bias, plan, dim)
-    result: Tensor = _Replicate.apply(few, bias, plan, dim)
+        return _repeat(few, repetition, dim)
+    result: Tensor = _Repeat.apply(few, repetition, dim)
     return result
 
 
-class _Replicate(torch.autograd.Function):
+def sum_channels(x: Tensor, repetition: Repetition, dim: int) -> Tensor:
+    """The sum over the repetitions of every distinct channel, the adjoint of the above.
+
+    Args:
+        x: (..., groups * size, ...).
+        repetition: how they repeat.
+        dim: negative position of the channels.
+
+    Returns:
+        (..., groups * period, ...), in the memory format of ``x``.
+    """
+    if is_tracing():
+        return _sum(x, repetition, dim)
+    result: Tensor = _Sum.apply(x, repetition, dim)
+    return result
+
+
+class _Repeat(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:
-        return _copies(few, bias, plan, dim)
+    def forward(few: Tensor, repetition: Repetition, dim: int) -> Tensor:
+        return _repeat(few, repetition, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.plan, ctx.dim = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,) = grads
-        few = bias = None
-        if ctx.needs_input_grad[0]:
-            few = _SumOfCopies.apply(grad, ctx.plan, ctx.dim)
-        if ctx.needs_input_grad[1]:
-            bias = grad.transpose(ctx.dim, 0).flatten(1).sum(1)
-        return few, bias, None, None
-
-
-class _SumOfCopies(torch.autograd.Function):
-    """The adjoint of :class:`_Replicate` with respect to what is copied."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
-        return _sum_of_copies(grad, plan, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.plan, ctx.dim = inputs
+        _, ctx.repetition, ctx.dim = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Replicate.apply(grads[0], None, ctx.plan, ctx.dim), None, None
+        return _Sum.apply(grads[0], ctx.repetition, ctx.dim), None, None
 
 
-def _copies(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:
-    outputs, period, groups = plan.conv_shape[0], plan.patch[0], plan.groups
-    if plan.out_order is not None:
-        _, source = plan.output_index
-        result = few.index_select(dim, channel_index(tuple(source.tolist()), few.device))
-        result = result.contiguous(memory_format=memory_format(few))
+class _Sum(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, repetition: Repetition, dim: int) -> Tensor:
+        return _sum(x, repetition, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.repetition, ctx.dim = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Repeat.apply(grads[0], ctx.repetition, ctx.dim), None, None
+
+
+def _repeat(few: Tensor, repetition: Repetition, dim: int) -> Tensor:
+    if repetition.order is not None and not is_tracing():
+        result = few.index_select(dim, channel_index(_sources(repetition), few.device))
     else:
-        result = _empty(few, outputs, dim)
-        by_group = result.unflatten(dim, (groups, outputs // groups))
-        few = few.unflatten(dim, (groups, period))
-        for copy in by_group.split(period, dim):
-            copy.copy_(few.narrow(dim, 0, copy.shape[dim]))
-    return result if bias is None else result.add_(_at(bias, dim))
+        whole, rest = divmod(repetition.size, repetition.period)
+        part = few.unflatten(dim, (repetition.groups, repetition.period))
+        # Without the axis of groups, which has one element, a memory format is kept.
+        part = part.squeeze(dim - 1) if repetition.groups == 1 else part
+        copies = [part] * whole + ([part.narrow(dim, 0, rest)] if rest else [])
+        result = torch.cat(copies, dim)
+        result = result if repetition.groups == 1 else result.flatten(dim - 1, dim)
+        if repetition.order is not None:
+            index = channel_index(repetition.order, few.device, inverse=True)
+            result = result.index_select(dim, index)
+    return result.contiguous(memory_format=_memory_format(few))
 
 
-def _empty(few: Tensor, outputs: int, dim: int) -> Tensor:
-    shape = list(few.shape)
-    shape[dim] = outputs
-    if memory_format(few) == torch.contiguous_format:
-        return few.new_empty(shape)
-    _, channels, height, width = shape
-    return few.new_empty_strided(shape, (channels * height * width, 1, channels * width, channels))
-
-
-def _traceable(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:
-    """:func:`_copies` in operations that can be recorded."""
-    outputs, period, groups = plan.conv_shape[0], plan.patch[0], plan.groups
-    whole, rest = divmod(outputs // groups, period)
-    by_group = few.unflatten(dim, (groups, period))
-    copies = [by_group] * whole + ([by_group.narrow(dim, 0, rest)] if rest else [])
-    result = torch.cat(copies, dim).flatten(dim - 1, dim)
-    if plan.out_order is not None:
-        index = channel_index(plan.out_order, few.device, inverse=True)
-        result = result.index_select(dim, index)
-    return result if bias is None else result + _at(bias, dim)
-
-
-def _sum_of_copies(grad: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
-    outputs, period, groups = plan.conv_shape[0], plan.patch[0], plan.groups
-    if plan.out_order is not None:
-        grad = grad.index_select(dim, channel_index(plan.out_order, grad.device))
-    first, *others = grad.unflatten(dim, (groups, outputs // groups)).split(period, dim)
+def _sum(x: Tensor, repetition: Repetition, dim: int) -> Tensor:
+    format_ = _memory_format(x)
+    if repetition.order is not None:
+        x = x.index_select(dim, channel_index(repetition.order, x.device))
+    slabs = x.unflatten(dim, (repetition.groups, repetition.size)).split(repetition.period, dim)
+    first, *others = slabs
     # The first sum needs no copy to add to.
     whole = len(others) > 0 and others[0].shape == first.shape
     total = first + others.pop(0) if whole else first.clone()
     for copy in others:
         total.narrow(dim, 0, copy.shape[dim]).add_(copy)
-    return total.flatten(dim - 1, dim)
+    return total.flatten(dim - 1, dim).contiguous(memory_format=format_)
 
 
-def _at(bias: Tensor, dim: int) -> Tensor:
-    """The bias, to be broadcast along ``dim``."""
-    return bias.reshape(-1, *[1] * (-dim - 1))
+@lru_cache(maxsize=1024)
+def _sources(repetition: Repetition) -> Order:
+    """Per channel, the distinct one that it repeats."""
+    positions = np.arange(repetition.groups * repetition.size)
+    group, within = np.divmod(positions, repetition.size)
+    source = group * repetition.period + within % repetition.period
+    if repetition.order is not None:
+        source = source[np.argsort(repetition.order)]
+    return tuple(source.tolist())
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Tensor) -> torch.memory_format:
     """Channels-last if the channels of ``x`` (N, C, H, W) are neighbours in memory."""
     last = x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format

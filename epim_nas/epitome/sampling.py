@@ -60,8 +60,7 @@ def is_tracing() -> bool:
 def channel_index(channels: Order, device: torch.device, *, inverse: bool = False) -> Tensor:
     """The channels, or the inverse of their permutation, as an index; kept for the next call."""
     if is_tracing():  # a kept tensor would not be part of what is recorded
-        index = torch.tensor(channels, device=device)
-        return index.argsort() if inverse else index
+        return torch.tensor(_inverse(channels) if inverse else channels, device=device)
     return _kept_index(channels, device, inverse)
 
 
@@ -69,8 +68,14 @@ def channel_index(channels: Order, device: torch.device, *, inverse: bool = Fals
 def _kept_index(channels: Order, device: torch.device, inverse: bool) -> Tensor:
     # An index that was made in inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
-        index = torch.tensor(channels)
-        return (index.argsort() if inverse else index).to(device)
+        return torch.tensor(_inverse(channels) if inverse else channels, device=device)
+
+
+def _inverse(order: Order) -> list[int]:
+    positions = [0] * len(order)
+    for position, channel in enumerate(order):
+        positions[channel] = position
+    return positions
 
 
 class _Expand(torch.autograd.Function):

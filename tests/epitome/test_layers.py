@@ -37,12 +37,17 @@ GEOMETRIES = [
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("wrap_in", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_the_convolution_with_its_weight(geometry: dict, wrap: bool, bias: bool) -> None:
+def test_equals_the_convolution_with_its_weight(
+    geometry: dict, wrap: bool, wrap_in: bool, bias: bool
+) -> None:
     torch.manual_seed(0)
     groups = geometry["groups"]
-    shape = EpitomeShape(6, max(1, 4 // groups), 3, 3)
-    layer = EpitomeConv2d(8, 16, 3, bias=bias, shape=shape, wrap=wrap, **geometry).double()
+    shape = EpitomeShape(6, max(1, 3 // groups), 3, 3)
+    layer = EpitomeConv2d(
+        8, 16, 3, bias=bias, shape=shape, wrap=wrap, wrap_in=wrap_in, **geometry
+    ).double()
     dense = nn.Conv2d(8, 16, 3, bias=bias, **geometry).double()
     with torch.no_grad():
         dense.weight.copy_(layer.weight)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epim_nas import EpitomeShape, InputError, SamplingPlan
+from epim_nas.epitome.plan import Patch
 
 
 @st.composite
@@ -35,7 +36,8 @@ def plans(draw: st.DrawFn) -> SamplingPlan:
             draw(st.integers(1, shape.out_channels)),
             draw(st.integers(1, shape.in_channels)),
         )
-    return SamplingPlan.build(conv, shape, draw(st.booleans()), patch=patch, groups=groups)
+    wrap, wrap_in = draw(st.booleans()), draw(st.booleans())
+    return SamplingPlan.build(conv, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in)
 
 
 @st.composite
@@ -49,7 +51,7 @@ def reordered_plans(draw: st.DrawFn) -> SamplingPlan:
         for group in range(plan.groups)
         for channel in draw(st.permutations(range(size)))
     ]
-    count = 1 if plan.wrap else plan.out_slabs
+    count = 1 if plan.wrap or plan.wrap_in else plan.out_slabs
     rows = [draw(st.permutations(range(inputs))) for _ in range(count)]
     return plan.reordered(draw(st.sampled_from([None, order])), draw(st.sampled_from([None, rows])))
 
@@ -109,6 +111,9 @@ def test_rounds_cover_every_product_once(plan: SamplingPlan) -> None:
         }
         index = plan.weight_index // (plan.shape.in_channels * plan.shape.height * plan.shape.width)
         targets = slice(patch.target_in, patch.target_in + patch.in_channels)
+        if plan.wrap_in:  # the round drives its rows with the sum of all slabs
+            assert turn.input_slabs == plan.in_slabs
+            targets = slice(0, plan.conv_shape[1])
         outs = [
             out
             for out in range(turn.group * size, (turn.group + 1) * size)
@@ -119,7 +124,7 @@ def test_rounds_cover_every_product_once(plan: SamplingPlan) -> None:
         seen[outs, targets] += 1
     assert (seen == 1).all()
     opened = sum(turn.opens for turn in plan.round_sequence)
-    assert opened * plan.in_slabs == plan.rounds
+    assert opened * (1 if plan.wrap_in else plan.in_slabs) == plan.rounds
     assert opened == sum(turn.closes for turn in plan.round_sequence)
 
 
@@ -142,6 +147,93 @@ def test_wrapping_repeats_the_first_output_slab(plan: SamplingPlan) -> None:
         index, period = plan.weight_index, plan.patch[0]
         for o in range(plan.conv_shape[0]):
             assert (index[o] == index[o % period]).all()
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_input_wrapping_repeats_the_first_input_slab(plan: SamplingPlan) -> None:
+    if plan.wrap_in:
+        index, period = plan.weight_index, plan.patch[1]
+        for i in range(plan.conv_shape[1]):
+            assert (index[:, i] == index[:, i % period]).all()
+
+
+def _places(patch: Patch) -> tuple[int, ...]:
+    return (patch.source_out, patch.source_in, patch.top, patch.left)
+
+
+@given(plans())
+@settings(max_examples=200, deadline=None)
+def test_slabs_take_offsets_in_turn_and_rotate_only_where_all_are_taken(plan: SamplingPlan) -> None:
+    """The rules of a plan, checked on the list of its patches from the definition."""
+    _, _, kernel_h, kernel_w = plan.conv_shape
+    offsets = [
+        (top, left)
+        for top in range(plan.shape.height - kernel_h + 1)
+        for left in range(plan.shape.width - kernel_w + 1)
+    ]
+    # Slabs that are not repeats of another one.
+    own = [
+        patch
+        for patch in plan.patches
+        if not (plan.wrap and patch.target_out) and not (plan.wrap_in and patch.target_in)
+    ]
+    taken: set[tuple[int, ...]] = set()
+    for number, patch in enumerate(own):
+        free = [
+            (rotation, offset)
+            for rotation in range(plan.patch[1])
+            for offset in offsets
+            if (patch.source_out, patch.source_in, *offset, rotation) not in taken
+        ]
+        if free:
+            assert patch.source not in taken, "identical slabs although others were possible"
+            assert patch.rotation == min(free)[0], "a rotation although an offset was free"
+        taken.add(patch.source)
+        # In turn: slabs of the same channels use every offset before one comes again.
+        before = [_places(other) for other in own[max(0, number - len(offsets) + 1) : number]]
+        if free and plan.patch == (plan.shape.out_channels, plan.shape.in_channels):
+            assert _places(patch) not in before
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_channel_offsets_reach_from_end_to_end_in_even_steps(plan: SamplingPlan) -> None:
+    for starts, slack in (
+        (
+            [patch.source_out for patch in plan.patches if patch.target_in == 0],
+            0 if plan.wrap else plan.shape.out_channels - plan.patch[0],
+        ),
+        (
+            [patch.source_in for patch in plan.patches if patch.target_out == 0],
+            0 if plan.wrap_in else plan.shape.in_channels - plan.patch[1],
+        ),
+    ):
+        steps = np.diff(starts)
+        assert starts[0] == 0
+        if len(starts) > 1:
+            assert starts[-1] == slack
+            assert steps.max() - steps.min() <= 1
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+def test_input_wrapping_makes_one_round_of_all_input_slabs(ratio: int) -> None:
+    shape = EpitomeShape(16, 16 // ratio, 3, 3)
+    for wrap, rounds in ((False, 2), (True, 1)):
+        plan = SamplingPlan.build((32, 16, 3, 3), shape, wrap, wrap_in=True)
+        assert plan.rounds == rounds
+        assert {turn.input_slabs for turn in plan.round_sequence} == {ratio}
+    plain = SamplingPlan.build((32, 16, 3, 3), shape)
+    assert plain.rounds == 2 * ratio
+    assert {turn.input_slabs for turn in plain.round_sequence} == {1}
+
+
+def test_wrapped_inputs_share_one_order() -> None:
+    plan = SamplingPlan.build((8, 8, 3, 3), EpitomeShape(4, 4, 3, 3), wrap_in=True)
+    rows = [list(range(8)), list(range(8))[::-1]]
+    with pytest.raises(InputError, match="different orders"):
+        plan.reordered(None, rows)
+    assert plan.reordered(None, rows[1:]).in_order == (tuple(rows[1]),) * 2
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])

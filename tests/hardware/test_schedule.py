@@ -34,19 +34,25 @@ def grids(draw: st.DrawFn, plan: SamplingPlan) -> CrossbarGrid:
 
 
 def _cells(plan: SamplingPlan, grid: CrossbarGrid):
-    """Per round, crossbar -> (rows, columns, input channels) that it uses of it, by loops."""
+    """Per round, crossbar -> (rows, columns, input channels, its row group, inputs), by loops."""
     kernel = plan.conv_shape[2] * plan.conv_shape[3]
     blocks = -(-plan.shape.out_channels * grid.columns_per_output // grid.columns)
     for turn in plan.round_sequence:
         patch = turn.patch
-        rows: dict[int, list[int]] = {}
-        for j in range(patch.in_channels):
-            channel = patch.source_in + (j + patch.rotation) % plan.patch[1]
-            position = patch.target_in + j
-            if plan.in_order is not None:
-                position = plan.in_order[patch.target_out // plan.patch[0]][position]
-            source = turn.group * plan.conv_shape[1] + position
-            rows.setdefault(channel // grid.channels_per_row_group, []).append(source)
+        rows: dict[int, set[int]] = {}
+        inputs: dict[int, list[int]] = {}
+        for slab in range(plan.in_slabs if plan.wrap_in else 1):
+            for j in range(plan.patch[1]):
+                channel = patch.source_in + (j + patch.rotation) % plan.patch[1]
+                position = patch.target_in + slab * plan.patch[1] + j
+                if position >= plan.conv_shape[1]:
+                    continue
+                if plan.in_order is not None:
+                    position = plan.in_order[patch.target_out // plan.patch[0]][position]
+                source = turn.group * plan.conv_shape[1] + position
+                row_group = channel // grid.channels_per_row_group
+                rows.setdefault(row_group, set()).add(channel)
+                inputs.setdefault(row_group, []).append(source)
         columns: dict[int, int] = {}
         for i in range(turn.out_channels):
             output = patch.source_out + (turn.first + i) % plan.patch[0]
@@ -55,14 +61,15 @@ def _cells(plan: SamplingPlan, grid: CrossbarGrid):
                 columns[group] = columns.get(group, 0) + 1
         yield {
             ((layer * blocks + group) * grid.row_groups + row_group): (
-                len(sources) * kernel,
+                len(channels) * kernel,
                 width,
-                set(sources),
+                set(inputs[row_group]),
                 row_group,
+                len(inputs[row_group]) * kernel,
             )
             for layer in range(grid.layers)
             for group, width in columns.items()
-            for row_group, sources in rows.items()
+            for row_group, channels in rows.items()
         }
 
 
@@ -94,12 +101,13 @@ def test_slots_by_loops_over_every_cell(data):
     assert found.parallel == (slots < len(use))
 
     # What a slot drives, converts, accumulates and emits.
-    expected: dict[tuple[int, int, int], list[int]] = {}
-    outputs = [turn // plan.in_slabs for turn in range(len(use))]
+    expected: dict[tuple[int, int, int, int], list[int]] = {}
+    outputs = [turn // (1 if plan.wrap_in else plan.in_slabs) for turn in range(len(use))]
     for place, turns in sorted(by_slot.items()):
         cells = [cell for turn in turns for cell in use[turn].values()]
         tiles = {crossbar // grid.pes for turn in turns for crossbar in use[turn]}
-        key = (max(cell[0] for cell in cells), max(cell[1] for cell in cells), len(tiles))
+        most = [max(cell[index] for cell in cells) for index in (0, 1, 4)]
+        key = (most[0], most[1], len(tiles), most[2])
         places = {
             turn: [found.slot_of_round[t] for t in range(len(use)) if outputs[t] == outputs[turn]]
             for turn in turns
@@ -109,7 +117,11 @@ def test_slots_by_loops_over_every_cell(data):
         entry[1] += any(min(other) < place for other in places.values())
         entry[2] += any(max(other) == place for other in places.values())
     got = {
-        (slot.rows, slot.columns, slot.tiles): [slot.count, slot.accumulating, slot.emitting]
+        (slot.rows, slot.columns, slot.tiles, slot.inputs): [
+            slot.count,
+            slot.accumulating,
+            slot.emitting,
+        ]
         for slot in found.slots
     }
     assert got == expected
@@ -118,7 +130,7 @@ def test_slots_by_loops_over_every_cell(data):
     by_crossbar: dict[int, set[int]] = {}
     by_row_group: dict[int, set[int]] = {}
     for crossbars in use:
-        for crossbar, (_, _, sources, row_group) in crossbars.items():
+        for crossbar, (_, _, sources, row_group, _) in crossbars.items():
             by_crossbar.setdefault(crossbar, set()).update(sources)
             by_row_group.setdefault(row_group, set()).update(sources)
     assert found.held_channels == max(map(len, by_crossbar.values()))
