@@ -7,6 +7,7 @@ import gc
 import io
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from epim_nas import EpitomeConv2d, EpitomeLinear, EpitomeShape, SamplingPlan
+from epim_nas import (
+    Choice,
+    Design,
+    EpitomeConv2d,
+    EpitomeLinear,
+    EpitomeShape,
+    SamplingPlan,
+    apply_design,
+    load_design,
+)
 from epim_nas.epitome.functional import epitome_conv2d
 from epim_nas.epitome.sampling import expand, project
 from tests.epitome.test_plan import plans, reordered_plans
@@ -283,6 +293,21 @@ def test_no_copy_of_the_weight_outlives_a_step(wrapping: dict) -> None:
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, nn.Parameter)]
     owned = {id(layer.epitome), id(layer.epitome.grad)}
     assert not [t for t in tensors if t.shape == (rows, columns, 3, 3) and id(t) not in owned]
+
+
+def test_designs_carry_input_wrapping(tmp_path: Path) -> None:
+    choice = Choice(EpitomeShape(12, 4, 3, 3), patch=(12, 4), wrap_in=True)
+    design = Design("net", {"0": choice, "1": Choice(weight_bits=3)})
+    design.save(tmp_path / "d.yaml")
+    assert load_design(tmp_path / "d.yaml").choices == design.choices
+    assert (tmp_path / "d.yaml").read_text().count("wrap_in") == 1, "absent where it is not used"
+    model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.Conv2d(12, 6, 1))
+    layer = apply_design(model, design)[0]
+    assert layer.plan.wrap_in
+    torch.testing.assert_close(layer.weight[:, :4], layer.weight[:, 4:])
+    torch.testing.assert_close(
+        layer.weight[:, :4], (model[0].weight[:, :4] + model[0].weight[:, 4:]) / 2
+    )
 
 
 def test_indices_made_in_inference_mode_serve_training_later() -> None:
