@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import random
 import statistics
 import time
 from collections import Counter
@@ -175,7 +176,10 @@ def modules(layer: Shape, plans: Sequence[str], x: Tensor) -> dict[str, nn.Modul
 def medians(
     layers: Mapping[str, nn.Module], x: Tensor, repeats: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Median seconds of forward and backward; the layers take turns."""
+    """Median seconds of forward and backward; the layers take turns, in random order.
+
+    What a layer finds in caches and in freed memory depends on the one before.
+    """
     inputs, grads = {}, {}
     for name, layer in layers.items():
         width = layer.in_channels if isinstance(layer, nn.Conv2d) else x.shape[1]
@@ -184,7 +188,8 @@ def medians(
             grads[name] = torch.randn_like(layer(inputs[name]))
     times: dict[str, list[float]] = {name: [] for name in layers}
     for repeat in range(repeats + 1):  # the first warms up
-        for name, layer in layers.items():
+        for name in random.sample(list(layers), len(layers)):
+            layer = layers[name]
             inputs[name].grad = None
             layer.zero_grad()
             started = clock()
@@ -259,6 +264,7 @@ def main() -> None:
     if arguments.reuse_memory:
         reuse_memory()
     torch.manual_seed(0)
+    random.seed(0)
     torch.set_num_threads(arguments.threads)
     counts = {s: n for s, n in shapes().items() if (arguments.layers or "") in str(s)}
     report(counts, arguments.plans, arguments)

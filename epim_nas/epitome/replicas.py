@@ -140,13 +140,18 @@ def _sum(x: Tensor, repetition: Repetition, dim: int) -> Tensor:
     format_ = _memory_format(x)
     if repetition.order is not None:
         x = x.index_select(dim, channel_index(repetition.order, x.device))
-    slabs = x.unflatten(dim, (repetition.groups, repetition.size)).split(repetition.period, dim)
-    first, *others = slabs
+    x = x.unflatten(dim, (repetition.groups, repetition.size))
+    first, *others = x.split(repetition.period, dim)
+    rest = repetition.size % repetition.period
+    last = others.pop() if others and rest else None
     # The first sum needs no copy to add to.
-    whole = len(others) > 0 and others[0].shape == first.shape
-    total = first + others.pop(0) if whole else first.clone()
+    total = first + others.pop(0) if others else first.clone()
     for copy in others:
-        total.narrow(dim, 0, copy.shape[dim]).add_(copy)
+        total.add_(copy)
+    if last is not None:
+        # Not in place: the legacy ONNX exporter loses what is written to a view.
+        head, tail = total.split((rest, repetition.period - rest), dim)
+        total = torch.cat([head + last, tail], dim)
     return total.flatten(dim - 1, dim).contiguous(memory_format=format_)
 
 

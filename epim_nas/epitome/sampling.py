@@ -100,13 +100,13 @@ class _Expand(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """:func:`_collect`, the adjoint of :class:`_Expand`."""
+    """:func:`_add_up`, the adjoint of :class:`_Expand`."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
-        return _collect(weight, plan, part)
+        return _add_up(weight, plan, part)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,25 +182,26 @@ def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None
         return weight
     if importance is None:
         count = torch.as_tensor(plan.repeats, device=weight.device, dtype=weight.dtype)
-        return _sum_replicas(weight, plan) / count.clamp(min=1)
+        return collect(weight, plan) / count.clamp(min=1)
     factor = importance.to(weight.dtype)
     # A vanishing importance everywhere would lose the element; a tiny floor keeps the mean.
     factor = factor + factor.mean().clamp(min=torch.finfo(weight.dtype).tiny) * 1e-6
-    norm = _sum_replicas(factor, plan)
-    total = _sum_replicas(weight * factor, plan)
+    norm = collect(factor, plan)
+    total = collect(weight * factor, plan)
     return total / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-def _sum_replicas(weight: Tensor, plan: SamplingPlan) -> Tensor:
+def collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
+    """(Oe, Ie, He, We) the sum over the replicas of every element: the adjoint of expand."""
     everything = (plan.conv_shape[0], plan.conv_shape[1])
     if is_tracing():
-        return _collect(weight, plan, everything)
+        return _add_up(weight, plan, everything)
     total: Tensor = _Collect.apply(weight, plan, everything)
     return total
 
 
-def _collect(weight: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
-    """The sum over the replicas of every epitome element: the adjoint of :func:`_sample`."""
+def _add_up(weight: Tensor, plan: SamplingPlan, part: Part) -> Tensor:
+    """The adjoint of :func:`_sample`."""
     rows, columns = part
     total = weight.new_zeros(plan.shape.as_tuple)
     if plan.out_order is not None and rows == plan.conv_shape[0]:

@@ -70,6 +70,24 @@ def test_choices_are_every_smaller_epitome_once(network: Network) -> None:
     assert all(len(set(choices)) == len(choices) for choices in space.layer_choices.values())
 
 
+def test_input_wrapping_is_a_choice_where_there_are_input_slabs(network: Network) -> None:
+    epitome = {**EPITOME, "wrap": [False], "growth": [0], "wrap_in": [False, True]}
+    space = space_of(network, defaults={"epitome": epitome})
+    found = {choice for choice in space.layer_choices["a.conv1"] if choice.shape}
+    expected = {
+        Choice(EpitomeShape(oe, ie, 3, 3), False, 9, 9, wrap_in=wrap_in)
+        for oe, ie, wrap_in in itertools.product([16, 8], [16, 8, 4], [False, True])
+        if (oe, ie) != (16, 16) and not (wrap_in and ie == 16)
+    }
+    assert found == expected
+    assert SearchSpace.from_dict(space.to_dict()) == space
+    # Without the option a space is stored as it was before there was one.
+    old = space_of(network, defaults={"epitome": EPITOME})
+    assert {
+        len(choice) for group in old.to_dict()["groups"] for (choice, *_) in group["choices"]
+    } == {5}
+
+
 def test_later_rules_win_and_conditions_are_all_needed(network: Network) -> None:
     space = space_of(
         network,
