@@ -6,11 +6,12 @@ Equations: MNSIM 2.0, commit ca39ccb, for dense layers; ``docs/cost_model.md`` d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil, log2
 
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.quantization.options import CrossbarBlock, Quantization, QuantizationRule
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.schedule import CrossbarGrid, SlotClass, schedule
@@ -151,18 +152,7 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
     """
     size, mapping, shape = chip.crossbar, chip.mapping, plan.shape
     slices = bit_slices(weight_bits, chip)
-    per_group = ceil(slices / mapping.groups)
-    packed = mapping.packing == "packed"
-    cells = shape.height * shape.width
-    grid = CrossbarGrid(
-        row_groups=ceil(shape.in_channels / (size.rows // cells)),
-        channels_per_row_group=size.rows // cells,
-        columns=size.columns,
-        columns_per_output=per_group if packed else 1,
-        layers=1 if packed else per_group,
-        outputs=shape.out_channels,
-        pes=chip.tile.pes[0] * chip.tile.pes[1],
-    )
+    grid = crossbar_grid(plan, weight_bits, chip)
     crossbars = grid.row_groups * grid.column_groups
     pes_per_tile = min(crossbars, grid.pes)
     found = schedule(plan, grid)
@@ -183,7 +173,7 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         groups=min(slices, mapping.groups),
         tiles=-(-crossbars // grid.pes),
         pes_per_tile=pes_per_tile,
-        rows=min(grid.channels_per_row_group, shape.in_channels) * cells,
+        rows=min(grid.channels_per_row_group, shape.in_channels) * shape.height * shape.width,
         columns=min(shape.out_channels * grid.columns_per_output, size.columns),
         held_channels=found.held_channels,
         stored_channels=found.stored_channels,
@@ -195,6 +185,64 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         utilization=weights * slices / cells_on_crossbars,
         slots=found.slots,
     )
+
+
+def crossbar_grid(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarGrid:
+    """How a plan's epitome is cut into crossbars; arguments as :func:`map_plan`."""
+    size, mapping, shape = chip.crossbar, chip.mapping, plan.shape
+    per_group = ceil(bit_slices(weight_bits, chip) / mapping.groups)
+    packed = mapping.packing == "packed"
+    channels = size.rows // (shape.height * shape.width)
+    return CrossbarGrid(
+        row_groups=ceil(shape.in_channels / channels),
+        channels_per_row_group=channels,
+        columns=size.columns,
+        columns_per_output=per_group if packed else 1,
+        layers=1 if packed else per_group,
+        outputs=shape.out_channels,
+        pes=chip.tile.pes[0] * chip.tile.pes[1],
+    )
+
+
+def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarBlock:
+    """The epitome channels that share a crossbar, and with it a quantization step.
+
+    Slices of an output that lie on further crossbars (``sliced``) share the step of the first.
+
+    Args:
+        plan: the layer's sampling plan.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip.
+
+    Raises:
+        InputError: one input channel of the epitome has more rows than a crossbar.
+    """
+    rows = plan.shape.height * plan.shape.width
+    if rows > chip.crossbar.rows:
+        raise InputError(
+            "epitome",
+            f"one input channel takes {rows} rows, a crossbar of {chip.name} has "
+            f"{chip.crossbar.rows}",
+            f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
+        )
+    grid = crossbar_grid(plan, weight_bits, chip)
+    return CrossbarBlock(
+        in_channels=grid.channels_per_row_group,
+        columns=grid.columns,
+        columns_per_output=grid.columns_per_output,
+    )
+
+
+def quantized_by_crossbar(options: Quantization, chip: Chip) -> QuantizationRule:
+    """``options`` with a quantization step for each crossbar of ``chip``, for every layer."""
+    return partial(_on_crossbars, options, chip)
+
+
+def _on_crossbars(
+    options: Quantization, chip: Chip, plan: SamplingPlan, weight_bits: int | None
+) -> Quantization:
+    block = crossbar_granularity(plan, weight_bits, chip)
+    return replace(options, granularity="crossbar", block=block)
 
 
 def _address_bits(count: int) -> int:
