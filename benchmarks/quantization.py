@@ -233,12 +233,13 @@ def relative_error(model: nn.Module, bits: int) -> float:
     return sum(errors) / len(errors)
 
 
-def dense_weights(bench: Bench, bits: int) -> None:
+def dense_weights(bench: Bench, bits: int, tune: bool) -> None:
     """The table of the weights' options where every layer is dense."""
     reference = bench.scores(copy.deepcopy(bench.model))
     print_head(f"Dense, weights of {bits} bits (floating point {bench.accuracy(reference):.1f} %)")
     for row in DENSE:
         model = apply_design(bench.model, dense(bench.network, bits), quantization=row.options)
+        row = replace(row, tune=row.tune and tune)
         bench.print_row(row, model, reference, f"{relative_error(model, bits):.4f}")
 
 
@@ -292,7 +293,8 @@ def main() -> None:
     network = trace(model.eval(), data.input_shape, "resnet20")
     bench = Bench(model, network, data, given.steps, given.seeds)
     overlapping_weights(bench, bits=3, steps=5 * given.steps)
-    dense_weights(bench, bits=3)
+    dense_weights(bench, bits=3, tune=True)
+    dense_weights(bench, bits=2, tune=False)
     inputs(bench, bits=3)
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes")
 

@@ -103,7 +103,8 @@ class Quantization:
         if self.by_repeats or self.weight_range == "least_squares":
             raise InputError(
                 field,
-                "cannot be combined with `by_repeats` or the range `least_squares`",
+                "`overlap_weights` goes neither with `by_repeats` nor with the range "
+                "`least_squares`",
                 "one way to count repeated elements",
             )
 
