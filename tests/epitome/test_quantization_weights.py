@@ -72,16 +72,16 @@ def test_least_squares_step_is_the_best_of_all_integer_assignments(
         square = (n * np.square(q)).sum()
         if square:
             best = min(best, float((n * x**2).sum() - (n * x * q).sum() ** 2 / square))
-    step = float(least_squares_step(torch.tensor(x)[None], levels, torch.tensor(n)[None]))
+    step = float(least_squares_step(torch.tensor(x)[None], torch.tensor(n)[None], levels))
     rounded = np.clip(np.round(x / step), -levels, levels) * step if step else 0 * x
     assert (n * (x - rounded) ** 2).sum() == pytest.approx(best, abs=1e-9)
 
 
 def test_many_blocks_give_the_steps_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([least_squares_step(row[None], 7) for row in values])
+    alone = torch.cat([least_squares_step(row[None], None, 7) for row in values])
     monkeypatch.setattr("epim_nas.epitome.quantization.least_squares._CHUNK", 800)
-    assert torch.equal(least_squares_step(values, 7), alone)
+    assert torch.equal(least_squares_step(values, None, 7), alone)
 
 
 @pytest.mark.parametrize("levels", [31, 255])
@@ -94,8 +94,8 @@ def test_clipping_step_is_close_to_the_exact_one(levels: int) -> None:
         rounded = (values / step[:, None]).round().clamp(-levels, levels) * step[:, None]
         return (counts * (values - rounded).square()).sum(1)
 
-    exact = error(least_squares_step(values, levels, counts))
-    assert (error(clipping_step(values, levels, counts)) <= 1.1 * exact).all()
+    exact = error(least_squares_step(values, counts, levels))
+    assert (error(clipping_step(values, counts, levels)) <= 1.1 * exact).all()
 
 
 @pytest.mark.parametrize("kind", GRANULARITIES, ids=lambda kind: kind["granularity"])

@@ -17,12 +17,8 @@ from epim_nas.epitome.quantization.options import (
 
 if TYPE_CHECKING:
     from epim_nas.epitome.quantization.activations import ActivationQuantizer
-    from epim_nas.epitome.quantization.weights import (
-        WeightQuantizer,
-        quantize_weight,
-        weight_levels,
-        weight_step,
-    )
+    from epim_nas.epitome.quantization.steps import weight_levels
+    from epim_nas.epitome.quantization.weights import WeightQuantizer, quantize_weight, weight_step
 
 __all__ = [
     "ActivationQuantizer",
@@ -36,7 +32,7 @@ __all__ = [
     "weight_step",
 ]
 
-_WEIGHTS = ("WeightQuantizer", "quantize_weight", "weight_levels", "weight_step")
+_WEIGHTS = ("WeightQuantizer", "quantize_weight", "weight_step")
 
 
 def __getattr__(name: str) -> Any:
@@ -45,6 +41,7 @@ def __getattr__(name: str) -> Any:
         name,
         {
             "ActivationQuantizer": "epim_nas.epitome.quantization.activations",
+            "weight_levels": "epim_nas.epitome.quantization.steps",
             **dict.fromkeys(_WEIGHTS, "epim_nas.epitome.quantization.weights"),
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class Blocks:
     Attributes:
         shape: the epitome's size.
         out_block: (Oe,) block of every output channel, not falling; None for one block a channel.
-        in_block: (Ie,) block of every input channel, not falling; None for a single block.
+        in_block: (Ie,) block of every input channel, not falling; None if ``out_block`` decides.
     """
 
     shape: EpitomeShape
@@ -53,11 +54,9 @@ class Blocks:
     @property
     def count(self) -> int:
         """Number of blocks."""
-        rows = self.shape.out_channels if self.out_block is None else int(self.out_block[-1]) + 1
-        columns = 1 if self.in_block is None else int(self.in_block[-1]) + 1
-        return rows * columns
+        return self._grid[0] * self._grid[1]
 
-    @property
+    @cached_property
     def sizes(self) -> IntArray:
         """(blocks,) elements of every block."""
         cells = self.shape.height * self.shape.width
@@ -69,21 +68,29 @@ class Blocks:
             ins = np.bincount(self.in_block)
         return (outs[:, None] * ins * cells).ravel()
 
-    @property
+    @cached_property
     def ragged(self) -> bool:
         """Whether blocks differ in size, so that :meth:`gather` pads them with zeros."""
         return len(set(self.sizes.tolist())) > 1
 
+    @cached_property
+    def _grid(self) -> tuple[int, int]:
+        """Blocks along the outputs and along the inputs."""
+        rows = self.shape.out_channels if self.out_block is None else int(self.out_block[-1]) + 1
+        return rows, 1 if self.in_block is None else int(self.in_block[-1]) + 1
+
+    @cached_property
+    def _channels(self) -> tuple[IntArray, IntArray] | None:
+        """Output and input channels of every block; None where blocks need no gathering."""
+        if self.out_block is None or self.in_block is None:
+            return None
+        return _members(self.out_block), _members(self.in_block)
+
     def gather(self, values: Tensor) -> Tensor:
         """(blocks, elements) of ``values`` (Oe, Ie, He, We); short blocks end in zeros."""
-        if self.in_block is None:
-            if self.out_block is None:
-                return values.flatten(1)
-            if not self.out_block.any():
-                return values.flatten()[None]
-        outs = self.out_block if self.out_block is not None else np.arange(len(values))
-        ins = self.in_block if self.in_block is not None else np.zeros(values.shape[1], np.int64)
-        rows, columns = (_members(of, values.device) for of in (outs, ins))
+        if self._channels is None:
+            return values.flatten(1) if self.out_block is None else values.flatten()[None]
+        rows, columns = (torch.as_tensor(part, device=values.device) for part in self._channels)
         padded = F.pad(values.flatten(2), (0, 0, 0, 1, 0, 1))  # one zero channel on either side
         found = padded[rows.flatten()][:, columns.flatten()]
         found = found.reshape(*rows.shape, *columns.shape, -1).transpose(1, 2)
@@ -91,8 +98,8 @@ class Blocks:
 
     def spread(self, steps: Tensor) -> Tensor:
         """Steps (blocks,) in a shape that broadcasts with the epitome (Oe, Ie, He, We)."""
-        columns = 1 if self.in_block is None else int(self.in_block[-1]) + 1
-        grid = steps.reshape(-1, columns)
+        columns = self._grid[1]
+        grid = steps.reshape(self._grid)
         if self.out_block is not None and len(grid) > 1:
             grid = grid[torch.as_tensor(self.out_block, device=steps.device)]
         if self.in_block is not None and columns > 1:
@@ -109,10 +116,10 @@ def _row_groups(shape: EpitomeShape, block: CrossbarBlock) -> IntArray:
     return np.arange(shape.in_channels, dtype=np.int64) // block.in_channels
 
 
-def _members(block_of: IntArray, device: torch.device) -> Tensor:
+def _members(block_of: IntArray) -> IntArray:
     """(blocks, largest) channels of every block; the channel behind the last fills up."""
     sizes = np.bincount(block_of)
     members = np.full((len(sizes), sizes.max()), len(block_of))
     within = np.arange(len(block_of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     members[block_of, within] = np.arange(len(block_of))
-    return torch.as_tensor(members, device=device)
+    return members

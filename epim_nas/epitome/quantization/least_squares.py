@@ -9,7 +9,7 @@ _CHUNK = 2**21
 """Thresholds that are sorted at once (below 200 MB)."""
 
 
-def least_squares_step(values: Tensor, levels: int, counts: Tensor | None = None) -> Tensor:
+def least_squares_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
     """(blocks,) the steps s that minimise sum_i n_i (x_i - s q_i)^2, q_i = -levels..levels.
 
     With integers q fixed, the best step is A / B and the error sum_i n_i x_i^2 - A^2 / B, where
@@ -20,9 +20,9 @@ def least_squares_step(values: Tensor, levels: int, counts: Tensor | None = None
 
     Args:
         values: (blocks, elements) x.
+        counts: (blocks, elements) n >= 0, e.g. how often the weight repeats an element; None: 1.
         levels: the largest integer. The work grows with levels * elements; :func:`clipping_step`
             does without the factor.
-        counts: (blocks, elements) n >= 0, e.g. how often the weight repeats an element; None: 1.
 
     Returns:
         The steps; 0 for a block of zeros.
@@ -30,10 +30,10 @@ def least_squares_step(values: Tensor, levels: int, counts: Tensor | None = None
     rows = max(1, _CHUNK // max(1, values.shape[1] * levels))
     parts = values.split(rows)
     part_counts = [None] * len(parts) if counts is None else counts.split(rows)
-    return torch.cat([_best_step(x, levels, n) for x, n in zip(parts, part_counts, strict=True)])
+    return torch.cat([_best_step(x, n, levels) for x, n in zip(parts, part_counts, strict=True)])
 
 
-def _best_step(values: Tensor, levels: int, counts: Tensor | None) -> Tensor:
+def _best_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
     magnitude = values.abs().double()
     count = torch.ones_like(magnitude) if counts is None else counts.double()
     odd = 2 * torch.arange(1, levels + 1, device=values.device, dtype=torch.double) - 1
@@ -51,7 +51,7 @@ def _best_step(values: Tensor, levels: int, counts: Tensor | None) -> Tensor:
     return step.to(values.dtype)
 
 
-def clipping_step(values: Tensor, levels: int, counts: Tensor | None = None) -> Tensor:
+def clipping_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
     """(blocks,) steps of small squared error: the best of 36 clipping ranges, refined once.
 
     With many levels the error is flat in the step, and clipping little is best: ranges from 0.3

@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-StepRule = Callable[[Tensor, int, "Tensor | None"], Tensor]
-"""(values, levels, counts) -> steps, as :func:`max_step`."""
+StepRule = Callable[[Tensor, "Tensor | None"], Tensor]
+"""(values, counts), both (blocks, elements) -> steps (blocks,)."""
 
 
 @lru_cache(maxsize=32)
@@ -38,31 +38,34 @@ def gaussian_step(levels: int) -> float:
     return float(result.x)
 
 
-def max_step(values: Tensor, levels: int, counts: Tensor | None = None) -> Tensor:
+def max_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
     """(blocks,) steps at which the largest magnitude becomes the largest integer.
 
     Args:
         values: (blocks, elements).
-        levels: the largest integer.
         counts: (blocks, elements) how often an element counts; those that count 0 are left out.
+            None: each counts once.
+        levels: the largest integer.
     """
     magnitude = values.abs() if counts is None else values.abs() * (counts > 0)
     return magnitude.amax(1) / levels
 
 
-def rms_step(values: Tensor, levels: int, counts: Tensor | None = None) -> Tensor:
-    """(blocks,) the root mean square times :func:`gaussian_step`; arguments as :func:`max_step`."""
+def rms_step(values: Tensor, counts: Tensor | None, factor: float) -> Tensor:
+    """(blocks,) the root mean square times a factor, that of :func:`gaussian_step`.
+
+    Other arguments as :func:`max_step`.
+    """
     if counts is None:
         mean_square = values.square().mean(1)
     else:
         mean_square = (values.square() * counts).sum(1) / counts.sum(1).clamp(min=1)
-    return mean_square.sqrt() * gaussian_step(levels)
+    return mean_square.sqrt() * factor
 
 
 def overlap_step(
     rule: StepRule,
     values: Tensor,
-    levels: int,
     repeats: Tensor,
     mean_repeats: float,
     weights: tuple[float, float],
@@ -73,15 +76,14 @@ def overlap_step(
     2311.07620). Where a block has elements of one kind only, their step stands for both.
 
     Args:
-        rule: :func:`max_step` or :func:`rms_step`.
+        rule: the step of (values, counts).
         values: (blocks, elements).
-        levels: the largest integer.
         repeats: (blocks, elements) how often the weight repeats an element; 0 leaves it out.
         mean_repeats: their mean over the epitome's used elements.
         weights: (overlapped, rest).
     """
     kinds = repeats > mean_repeats, (repeats > 0) & (repeats <= mean_repeats)
-    overlapped, rest = (rule(values, levels, kind.to(values.dtype)) for kind in kinds)
+    overlapped, rest = (rule(values, kind.to(values.dtype)) for kind in kinds)
     has_overlapped, has_rest = (kind.any(1) for kind in kinds)
     both = weights[0] * torch.where(has_overlapped, overlapped, rest)
     return both + weights[1] * torch.where(has_rest, rest, overlapped)

@@ -8,28 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from epim_nas.epitome.plan import SamplingPlan
-from epim_nas.epitome.quantization.blocks import Blocks
-from epim_nas.epitome.quantization.least_squares import clipping_step, least_squares_step
 from epim_nas.epitome.quantization.options import Quantization
-from epim_nas.epitome.quantization.ranges import StepRule, max_step, overlap_step, rms_step
+from epim_nas.epitome.quantization.steps import StepEstimator, weight_levels
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 
-_DISTRIBUTION_BITS = 5
-"""Up to here the step follows the distribution; beyond, clipping costs more than rounding."""
-
 _DEFAULT = Quantization()
-
-
-def weight_levels(bits: int) -> int:
-    """Largest integer of a symmetric ``bits``-bit weight: 1 for 2 bits (ternary), 3, 7, ...
-
-    Raises:
-        InputError: fewer than 2 or more than 32 bits.
-    """
-    if isinstance(bits, bool) or not 2 <= bits <= 32:
-        raise InputError("weight_bits", f"got {bits}", "2 to 32, or none for floating point")
-    return int(2 ** (bits - 1) - 1)
 
 
 def weight_step(
@@ -50,46 +34,7 @@ def weight_step(
         Steps in a shape that broadcasts with the epitome: (1, 1, 1, 1) for a tensor,
         (Oe, 1, 1, 1) for channels, (Oe, Ie, 1, 1) for crossbars.
     """
-    blocks = Blocks.of(EpitomeShape(*epitome.shape), options)
-    return blocks.spread(_block_steps(epitome, bits, plan, options, blocks)).to(epitome.dtype)
-
-
-def _block_steps(
-    epitome: Tensor, bits: int, plan: SamplingPlan | None, options: Quantization, blocks: Blocks
-) -> Tensor:
-    """(blocks,) float32."""
-    levels = weight_levels(bits)
-    values = blocks.gather(epitome.detach().float())
-    rule = _rule(options, bits)
-    repeats = None if plan is None else _repeats(plan, epitome.device)
-    if options.overlap_weights is not None and repeats is not None:
-        assert plan is not None
-        mean = float(plan.repeats[plan.repeats > 0].mean())
-        counts = blocks.gather(repeats)
-        step = overlap_step(rule, values, levels, counts, mean, options.overlap_weights)
-    else:
-        counts = None
-        if options.by_repeats and repeats is not None:
-            counts = blocks.gather(repeats)
-        elif blocks.ragged:
-            counts = blocks.gather(torch.ones_like(epitome, dtype=torch.float32))
-        step = rule(values, levels, counts)
-        if options.overlap_weights is not None:
-            step = step * sum(options.overlap_weights)
-    return step.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _rule(options: Quantization, bits: int) -> StepRule:
-    name = options.weight_range
-    if name == "auto":
-        name = "gaussian" if bits <= _DISTRIBUTION_BITS else "max"
-    if name == "least_squares":
-        return least_squares_step if bits <= _DISTRIBUTION_BITS else clipping_step
-    return rms_step if name == "gaussian" else max_step
-
-
-def _repeats(plan: SamplingPlan, device: torch.device) -> Tensor:
-    return torch.as_tensor(plan.repeats, dtype=torch.float32, device=device)
+    return StepEstimator(bits, EpitomeShape(*epitome.shape), plan, options).spread(epitome)
 
 
 def quantize_weight(
@@ -109,11 +54,10 @@ def quantize_weight(
     """
     if bits is None:
         return epitome
-    return _rounded(epitome, bits, weight_step(epitome, bits, plan, options))
+    return _rounded(epitome, weight_levels(bits), weight_step(epitome, bits, plan, options))
 
 
-def _rounded(epitome: Tensor, bits: int, step: Tensor) -> Tensor:
-    levels = weight_levels(bits)
+def _rounded(epitome: Tensor, levels: int, step: Tensor) -> Tensor:
     rounded = torch.clamp(torch.round(epitome.detach() / step), -levels, levels) * step
     return epitome + (rounded - epitome.detach())
 
@@ -142,29 +86,27 @@ class WeightQuantizer(nn.Module):
         self, bits: int | None, plan: SamplingPlan, options: Quantization = _DEFAULT
     ) -> None:
         super().__init__()
-        if bits is not None:
-            weight_levels(bits)
         self.bits = bits
-        self.plan = plan
         self.options = options
-        self._blocks = Blocks.of(plan.shape, options)
-        learned = bits is not None and options.learned_weight_step
-        self.step = nn.Parameter(torch.zeros(self._blocks.count)) if learned else None
+        self._rule = None if bits is None else StepEstimator(bits, plan.shape, plan, options)
+        self.step = None
+        if self._rule is not None and options.learned_weight_step:
+            self.step = nn.Parameter(torch.zeros(self._rule.blocks.count))
         self._ready = False
 
     def forward(self, epitome: Tensor) -> Tensor:
         """``epitome`` (Oe, Ie, He, We) rounded to its grid."""
-        if self.bits is None:
+        if self._rule is None:
             return epitome
+        levels = self._rule.levels
         if self.step is None:
-            return _rounded(epitome, self.bits, self._ruled(epitome))
+            return _rounded(epitome, levels, self._rule.spread(epitome))
         self._prepare(epitome)
-        levels = weight_levels(self.bits)
         # LSQ, section 2.2: the gradient of a step is scaled by 1 / sqrt(elements * levels).
-        sizes = torch.as_tensor(self._blocks.sizes, device=self.step.device)
+        sizes = torch.as_tensor(self._rule.blocks.sizes, device=self.step.device)
         scaled = self.step * (sizes * levels).to(self.step.dtype).rsqrt()
         learned = _with_gradient_of(scaled, self.step)
-        step = self._blocks.spread(_positive(learned)).to(epitome.dtype)
+        step = self._rule.blocks.spread(_positive(learned)).to(epitome.dtype)
         # Equations 3 and 5: only the rounding is passed straight through, not the clipping.
         clipped = torch.clamp(epitome / step, -levels, levels)
         return _with_gradient_of(clipped, clipped.round()) * step
@@ -176,10 +118,10 @@ class WeightQuantizer(nn.Module):
         Raises:
             InputError: NaN or Inf in the epitome.
         """
-        if self.step is None or self.bits is None:
+        if self._rule is None or self.step is None:
             return
         _check_finite(epitome)
-        self.step.copy_(_block_steps(epitome, self.bits, self.plan, self.options, self._blocks))
+        self.step.copy_(self._rule.of(epitome))
         self._ready = True
 
     @torch.no_grad()
@@ -189,13 +131,13 @@ class WeightQuantizer(nn.Module):
         Raises:
             InputError: the layer's weights are not quantized, or NaN or Inf in the epitome.
         """
-        if self.bits is None:
+        if self._rule is None:
             raise InputError("weight_bits", "is none, so that there are no steps", "2 to 32")
         _check_finite(epitome)
         if self.step is None:
-            return self._ruled(epitome)
+            return self._rule.spread(epitome)
         self._prepare(epitome)
-        return self._blocks.spread(_positive(self.step)).to(epitome.dtype)
+        return self._rule.blocks.spread(_positive(self.step)).to(epitome.dtype)
 
     @torch.no_grad()
     def integers(self, epitome: Tensor) -> Tensor:
@@ -205,15 +147,9 @@ class WeightQuantizer(nn.Module):
             InputError: as :meth:`steps`.
         """
         steps = self.steps(epitome)
-        assert self.bits is not None
-        levels = weight_levels(self.bits)
+        assert self._rule is not None
+        levels = self._rule.levels
         return torch.clamp(torch.round(epitome / steps), -levels, levels).long()
-
-    def _ruled(self, epitome: Tensor) -> Tensor:
-        """The steps by the rule, as :func:`weight_step`."""
-        assert self.bits is not None
-        steps = _block_steps(epitome, self.bits, self.plan, self.options, self._blocks)
-        return self._blocks.spread(steps).to(epitome.dtype)
 
     def _prepare(self, epitome: Tensor) -> None:
         if not self._ready:
