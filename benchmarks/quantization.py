@@ -13,7 +13,9 @@ layer keep 9 bits. Columns:
 Images are the 4,000 of the validation and test splits: about 0.5 points of standard error in an
 accuracy of 90 %, less between rows, which see the same images.
 
-    OMP_NUM_THREADS=2 python benchmarks/quantization.py [--steps 40] [--seeds 2]
+Last, the CPU time of quantizing one epitome, forward and backward, relative to the default's.
+
+    OMP_NUM_THREADS=1 python benchmarks/quantization.py [--steps 40] [--seeds 2] [--only PART]
 """
 
 from __future__ import annotations
@@ -28,11 +30,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from epim_nas import Choice, Design, EpitomeShape, Network, apply_design, load_chip, trace
+from epim_nas import (
+    Choice,
+    Design,
+    EpitomeShape,
+    Network,
+    SamplingPlan,
+    apply_design,
+    load_chip,
+    trace,
+)
 from epim_nas.data.base import Data
 from epim_nas.data.registry import DataConfig, load_data
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
-from epim_nas.epitome.quantization import Quantization, QuantizationRule
+from epim_nas.epitome.quantization import (
+    Quantization,
+    QuantizationRule,
+    WeightQuantizer,
+    quantization_for,
+)
 from epim_nas.epitome.sampling import expand
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.models.registry import build_model
@@ -89,14 +105,14 @@ DENSE = [
     Row("tensor, least squares", tensor(LEAST_SQUARES), False),
     Row("crossbar, least squares", crossbar(LEAST_SQUARES), False),
     Row("channel, Gaussian (default)", GAUSSIAN),
-    Row("channel, least squares", LEAST_SQUARES),
+    Row("channel, least squares", LEAST_SQUARES, False),
     Row("tensor, max, learned", tensor(learned(MAX))),
     Row("channel, least squares, learned", learned(LEAST_SQUARES)),
 ]
 
 OVERLAPPING = [
     Row("tensor, max (baseline)", tensor(MAX)),
-    Row("channel, max", MAX),
+    Row("channel, max", MAX, False),
     Row("crossbar, max", crossbar(MAX)),
     Row("crossbar, max, overlap 0.7 / 0.3", crossbar(overlap(MAX, 0.7, 0.3))),
     Row("crossbar, max, overlap 1 / 0", crossbar(overlap(MAX, 1, 0)), False),
@@ -105,10 +121,10 @@ OVERLAPPING = [
     Row("channel, Gaussian, overlap 0.7 / 0.3", overlap(GAUSSIAN, 0.7, 0.3), False),
     Row("channel, Gaussian, by repeats", by_repeats(GAUSSIAN), False),
     Row("crossbar, least squares", crossbar(LEAST_SQUARES), False),
-    Row("crossbar, least squares, by repeats", crossbar(by_repeats(LEAST_SQUARES))),
+    Row("crossbar, least squares, by repeats", crossbar(by_repeats(LEAST_SQUARES)), False),
     Row("channel, least squares", LEAST_SQUARES, False),
     Row("channel, least squares, by repeats", by_repeats(LEAST_SQUARES)),
-    Row("channel, Gaussian, learned", learned(GAUSSIAN)),
+    Row("channel, Gaussian, learned", learned(GAUSSIAN), False),
     Row("crossbar, least squares by repeats, learned",
         crossbar(learned(by_repeats(LEAST_SQUARES)))),
     Row("channel, least squares by repeats, learned", learned(by_repeats(LEAST_SQUARES))),
@@ -117,11 +133,10 @@ OVERLAPPING = [
 FIXED = Quantization(learned_activation_step=False)
 INPUTS = [
     Row("maximum (baseline)", replace(FIXED, activation_range="percentile", percentile=100.0)),
-    Row("percentile 99.9", replace(FIXED, activation_range="percentile")),
+    Row("percentile 99.9", replace(FIXED, activation_range="percentile"), False),
     Row("percentile 99", replace(FIXED, activation_range="percentile", percentile=99.0)),
     Row("least squares", FIXED),
     Row("maximum, learned", Quantization(activation_range="percentile", percentile=100.0)),
-    Row("percentile 99.9, learned", Quantization(activation_range="percentile")),
     Row("least squares, learned (default)", Quantization()),
 ]
 
@@ -274,6 +289,30 @@ def inputs(bench: Bench, bits: int) -> None:
         bench.print_row(row, model, reference, "")
 
 
+def speed(repeats: int = 30) -> None:
+    """The table of CPU times of a weight quantizer, on an epitome of 128x64x4x4 and 3 bits."""
+    plan = SamplingPlan.build((128, 128, 3, 3), EpitomeShape(128, 64, 4, 4))
+    epitome = torch.randn(plan.shape.as_tuple, requires_grad=True)
+    options: list[tuple[str, Options]] = [
+        ("channel, Gaussian (default)", GAUSSIAN),
+        ("channel, Gaussian, by repeats", by_repeats(GAUSSIAN)),
+        ("crossbar, max, overlap 0.7 / 0.3", crossbar(overlap(MAX, 0.7, 0.3))),
+        ("channel, least squares, by repeats", by_repeats(LEAST_SQUARES)),
+        ("channel, learned", learned(GAUSSIAN)),
+    ]
+    print("\nCPU time of a quantizer\n\n| options | relative |\n|---|---|")
+    default = 0.0
+    for name, option in options:
+        quantizer = WeightQuantizer(3, plan, quantization_for(option, plan, 3))
+        times = []
+        for _ in range(repeats):
+            started = time.process_time()
+            quantizer(epitome).sum().backward()
+            times.append(time.process_time() - started)
+        default = default or min(times)
+        print(f"| {name} | {min(times) / default:.1f} |", flush=True)
+
+
 def print_head(title: str, with_error: bool = True) -> None:
     """A table's title and head."""
     columns = ["options", *(["error"] if with_error else []), "KL", "recalibrated", "fine-tuned"]
@@ -285,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Gains of epitome-aware quantization.")
     parser.add_argument("--steps", type=int, default=40, help="steps of a fine-tuning")
     parser.add_argument("--seeds", type=int, default=2, help="fine-tunings of a row")
+    parser.add_argument("--only", choices=["overlapping", "dense", "inputs", "speed"])
     given = parser.parse_args()
     started = time.monotonic()
     data = load_data(DataConfig(name="fashion_mnist_subset"))
@@ -292,10 +332,16 @@ def main() -> None:
     load_weights(model, find_weights("fashion_mnist_resnet20"))
     network = trace(model.eval(), data.input_shape, "resnet20")
     bench = Bench(model, network, data, given.steps, given.seeds)
-    overlapping_weights(bench, bits=3, steps=5 * given.steps)
-    dense_weights(bench, bits=3, tune=True)
-    dense_weights(bench, bits=2, tune=False)
-    inputs(bench, bits=3)
+    parts: dict[str, Callable[[], None]] = {
+        "overlapping": lambda: overlapping_weights(bench, bits=3, steps=5 * given.steps),
+        "dense": lambda: dense_weights(bench, bits=3, tune=True),
+        "dense, 2 bits": lambda: dense_weights(bench, bits=2, tune=False),
+        "inputs": lambda: inputs(bench, bits=3),
+        "speed": speed,
+    }
+    for name, part in parts.items():
+        if given.only is None or name.startswith(given.only):
+            part()
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes")
 
 

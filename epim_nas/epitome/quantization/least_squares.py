@@ -34,21 +34,16 @@ def least_squares_step(values: Tensor, counts: Tensor | None, levels: int) -> Te
 
 
 def _best_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
-    magnitude = values.abs().double()
-    count = torch.ones_like(magnitude) if counts is None else counts.double()
+    x = values.abs().double()
+    n = torch.ones_like(x) if counts is None else counts.double()
     odd = 2 * torch.arange(1, levels + 1, device=values.device, dtype=torch.double) - 1
-    thresholds = (magnitude[:, :, None] / odd).flatten(1)
-    order = thresholds.argsort(dim=1, descending=True)
-    # Position p of the flattened thresholds is element p // levels at level p % levels.
-    element, level = order // levels, order % levels
-    counted = count.gather(1, element)
-    a = (counted * magnitude.gather(1, element)).cumsum(1)
-    b = (counted * odd[level]).cumsum(1)
-    gain = torch.where(b > 0, a.square() / b, 0)
-    best = gain.argmax(1, keepdim=True)
+    # Half the thresholds; times what B gains, n (2k - 1), they are what A gains, n |x|.
+    thresholds, order = (x[:, :, None] / odd).flatten(1).sort(dim=1, descending=True)
+    b_gained = (n[:, :, None] * odd).flatten(1).gather(1, order)
+    a, b = (thresholds * b_gained).cumsum(1), b_gained.cumsum(1)
+    best = torch.where(b > 0, a.square() / b, 0).argmax(1, keepdim=True)
     numerator, denominator = a.gather(1, best)[:, 0], b.gather(1, best)[:, 0]
-    step = torch.where(denominator > 0, numerator / denominator, 0)
-    return step.to(values.dtype)
+    return torch.where(denominator > 0, numerator / denominator, 0).to(values.dtype)
 
 
 def clipping_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:
