@@ -354,3 +354,23 @@ def test_a_broken_epitome_is_refused(value: float) -> None:
         quantizer = WeightQuantizer(3, OVERLAPPING, options)
         with pytest.raises(InputError, match=r"epitome.*NaN or Inf"):
             quantizer.integers(broken)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Quantization(),
+        Quantization(granularity="crossbar", block=CROSSBAR, learned_weight_step=True),
+        Quantization(overlap_weights=(0.7, 0.3)),
+        Quantization(weight_range="least_squares", by_repeats=True),
+    ],
+    ids=["default", "crossbar learned", "overlap", "least squares"],
+)
+def test_compiled_layers_have_no_graph_breaks(options: Quantization) -> None:
+    torch.manual_seed(13)
+    shape = EpitomeShape(8, 4, 4, 4)
+    layer = EpitomeConv2d(8, 16, 3, shape=shape, weight_bits=3, quantization=options)
+    x = torch.randn(2, 8, 6, 6)
+    expected = layer(x)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
