@@ -13,6 +13,7 @@ from torch import nn
 from epim_nas.data.base import Data
 from epim_nas.data.registry import load_data
 from epim_nas.epitome.design import Design
+from epim_nas.epitome.quantization import Quantization, QuantizationRule
 from epim_nas.errors import InputError
 from epim_nas.hardware import (
     Chip,
@@ -23,6 +24,7 @@ from epim_nas.hardware import (
     dense_crossbars,
     load_chip,
 )
+from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
@@ -94,6 +96,14 @@ class Setup:
             return space.arranged([list(column.argsort(kind="stable")) for column in crossbars])
         names = ("crossbars", "sequential_latency_ns", "energy_nj", "area_um2")
         return space.without_dominated({name: table.by_layer(name) for name in names})
+
+    @cached_property
+    def quantization(self) -> Quantization | QuantizationRule:
+        """How weights and inputs are quantized; by crossbar, a rule that knows the chip."""
+        options = self.config.quantization.options()
+        if options.granularity == "crossbar":
+            return quantized_by_crossbar(options, self.chip)
+        return options
 
     @cached_property
     def dense_crossbars(self) -> int:
