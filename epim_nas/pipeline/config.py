@@ -13,10 +13,13 @@ from epim_nas.epitome.quantization.options import (
     ActivationRange,
     Granularity,
     Quantization,
+    QuantizationRule,
     WeightRange,
 )
 from epim_nas.errors import InputError
 from epim_nas.files import load_yaml
+from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
 from epim_nas.study.strategies import find_strategy
@@ -126,6 +129,11 @@ class QuantizationConfig(Strict):
             **self.model_dump(exclude={"overlap_weights"}),
             overlap_weights=None if weights is None else (weights[0], weights[1]),
         )
+
+    def on(self, chip: Chip) -> Quantization | QuantizationRule:
+        """The options; by crossbar, a rule that knows what lies on a crossbar of the chip."""
+        options = self.options()
+        return quantized_by_crossbar(options, chip) if self.granularity == "crossbar" else options
 
 
 class SensitivityConfig(Strict):

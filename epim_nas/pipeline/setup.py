@@ -24,7 +24,6 @@ from epim_nas.hardware import (
     dense_crossbars,
     load_chip,
 )
-from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
@@ -100,10 +99,7 @@ class Setup:
     @cached_property
     def quantization(self) -> Quantization | QuantizationRule:
         """How weights and inputs are quantized; by crossbar, a rule that knows the chip."""
-        options = self.config.quantization.options()
-        if options.granularity == "crossbar":
-            return quantized_by_crossbar(options, self.chip)
-        return options
+        return self.config.quantization.on(self.chip)
 
     @cached_property
     def dense_crossbars(self) -> int:
