@@ -11,12 +11,15 @@ import numpy.typing as npt
 
 from epim_nas.datapath.tables import IntArray
 from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.quantization.options import Quantization, QuantizationRule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from epim_nas.epitome.design import Choice, Design
     from epim_nas.network.spec import LayerSpec, Network
+
+_DEFAULT = Quantization()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,10 @@ class StoredLayer:
 
 
 def stored_layers(
-    network: Network, design: Design, state: Mapping[str, Tensor]
+    network: Network,
+    design: Design,
+    state: Mapping[str, Tensor],
+    quantization: Quantization | QuantizationRule = _DEFAULT,
 ) -> dict[str, StoredLayer]:
     """The quantized layers of a trained design; those in floating point are left out.
 
@@ -43,6 +49,7 @@ def stored_layers(
         network: the design's network.
         design: the design.
         state: the trained model's tensors.
+        quantization: how it was quantized.
 
     Raises:
         InputError: the tensors are not those of the design.
@@ -51,7 +58,9 @@ def stored_layers(
     from epim_nas.models.weights import load_state
 
     # Only the layers with weights: the rest of the model is not needed to know what is stored.
-    model = apply_design(_weighted_layers(network, state), design, inplace=True)
+    model = apply_design(
+        _weighted_layers(network, state), design, inplace=True, quantization=quantization
+    )
     own = model.state_dict()
     known = {name: tensor for name, tensor in state.items() if name in own}
     load_state(model, known, f"weights of {design.network}")
@@ -65,13 +74,10 @@ def stored_layers(
 
 def _stored(module: nn.Module, choice: Choice) -> StoredLayer:
     from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
-    from epim_nas.epitome.quantizer import weight_step
 
     assert isinstance(module, (EpitomeConv2d, EpitomeLinear))
-    assert module.weight_bits is not None
-    step = weight_step(module.epitome.detach(), module.weight_bits).double()
-    weights = (module.quantized_epitome.detach().double() / step).round().long().numpy()
-    plan, scales = module.plan, step.numpy()
+    weights = module.weight_quantizer.integers(module.epitome).numpy()
+    plan, scales = module.plan, module.weight_quantizer.steps(module.epitome).double().numpy()
     if choice.shape is None and plan.groups > 1:
         # Kept dense, a grouped convolution is stored with the zeros outside of its blocks.
         weights = block_diagonal(weights, plan.groups)

@@ -6,11 +6,12 @@ Equations: MNSIM 2.0, commit ca39ccb, for dense layers; ``docs/cost_model.md`` d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.quantization.options import CrossbarBlock, Quantization, QuantizationRule
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.index_table import TableEntry, needs_table
@@ -188,7 +189,6 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
     """
     size, shape = chip.crossbar, plan.shape
     slices = bit_slices(weight_bits, chip)
-    cells = shape.height * shape.width
     grid = crossbar_grid(plan, weight_bits, chip)
     crossbars = grid.row_groups * grid.column_groups
     pes_per_tile = min(crossbars, grid.pes)
@@ -204,7 +204,7 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         groups=min(slices, chip.mapping.groups),
         tiles=-(-crossbars // grid.pes),
         pes_per_tile=pes_per_tile,
-        rows=min(grid.channels_per_row_group, shape.in_channels) * cells,
+        rows=min(grid.channels_per_row_group, shape.in_channels) * shape.height * shape.width,
         columns=min(shape.out_channels * grid.columns_per_output, size.columns),
         held_channels=found.held_channels,
         stored_channels=found.stored_channels,
@@ -217,3 +217,44 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         slots=found.slots,
         input_slabs=plan.summed_slabs,
     )
+
+
+def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarBlock:
+    """The epitome channels that share a crossbar, and with it a quantization step.
+
+    Slices of an output that lie on further crossbars (``sliced``) share the step of the first.
+
+    Args:
+        plan: the layer's sampling plan.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip.
+
+    Raises:
+        InputError: one input channel of the epitome has more rows than a crossbar.
+    """
+    rows = plan.shape.height * plan.shape.width
+    if rows > chip.crossbar.rows:
+        raise InputError(
+            "epitome",
+            f"one input channel takes {rows} rows, a crossbar of {chip.name} has "
+            f"{chip.crossbar.rows}",
+            f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
+        )
+    grid = crossbar_grid(plan, weight_bits, chip)
+    return CrossbarBlock(
+        in_channels=grid.channels_per_row_group,
+        columns=grid.columns,
+        columns_per_output=grid.columns_per_output,
+    )
+
+
+def quantized_by_crossbar(options: Quantization, chip: Chip) -> QuantizationRule:
+    """``options`` with a quantization step for each crossbar of ``chip``, for every layer."""
+    return partial(_on_crossbars, options, chip)
+
+
+def _on_crossbars(
+    options: Quantization, chip: Chip, plan: SamplingPlan, weight_bits: int | None
+) -> Quantization:
+    block = crossbar_granularity(plan, weight_bits, chip)
+    return replace(options, granularity="crossbar", block=block)

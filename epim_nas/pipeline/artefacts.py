@@ -58,7 +58,8 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
     if what in ("datapath", "all"):
-        stored = None if state is None else stored_layers(network, design, state)
+        quantization = folder.load_config().quantization.on(cost.chip)
+        stored = None if state is None else stored_layers(network, design, state, quantization)
         # Of the many files the index stands for all.
         files += export_datapath(design, network, cost.chip, out / "datapath", stored)[:1]
     details = {"run": result.name, "trial": record.number}

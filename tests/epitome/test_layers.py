@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from epim_nas import EpitomeConv2d, EpitomeLinear, EpitomeShape, InputError, SamplingPlan
-from epim_nas.epitome.quantizer import (
-    ActivationQuantizer,
-    activation_step,
-    gaussian_step,
-    quantize_weight,
-    weight_levels,
-    weight_step,
-)
+from epim_nas.epitome.quantization.activations import ActivationQuantizer, activation_step
+from epim_nas.epitome.quantization.ranges import gaussian_step
+from epim_nas.epitome.quantization.steps import weight_levels
+from epim_nas.epitome.quantization.weights import quantize_weight, weight_step
 from epim_nas.epitome.sampling import expand, project
 
 GEOMETRIES = [
