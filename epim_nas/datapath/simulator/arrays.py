@@ -19,6 +19,7 @@ from epim_nas.datapath.cells import SliceRule
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.simulator.converter import ColumnConverter
 from epim_nas.datapath.simulator.options import Devices
+from epim_nas.datapath.simulator.packing import PackedSlices
 from epim_nas.datapath.tables import NOTHING, IntArray
 
 FLOAT32_INTEGERS = 1 << 24
@@ -62,6 +63,7 @@ class _Batch:
     Attributes:
         inputs: (U, T, n) input channels; T are summed. The channel after the last is zero.
         cells: (polarity, U, S, m, n Kh Kw) conductances.
+        packed: the columns of every conversion, packed; empty where cells or reads are not exact.
         targets: (U, m) output channels.
         weight_sums: (U, m) sums of the ideal integers.
         scales: (U, m) what a unit of the result counts; None where it is the same in all units.
@@ -69,6 +71,7 @@ class _Batch:
 
     inputs: Tensor
     cells: Tensor
+    packed: list[PackedSlices]
     targets: Tensor
     weight_sums: Tensor
     scales: Tensor | None
@@ -121,6 +124,8 @@ class CrossbarArrays:
     def to(self, device: torch.device) -> CrossbarArrays:
         """The same crossbars with their tensors on a device."""
         for batch in self._batches:
+            for part in batch.packed:
+                part.to(device)
             for name in ("inputs", "cells", "targets", "weight_sums", "scales"):
                 value = getattr(batch, name)
                 setattr(batch, name, None if value is None else value.to(device))
@@ -152,7 +157,7 @@ class CrossbarArrays:
         top = self._code.top
         if len(batch.cells) == 1 or self._converter.each_side:
             return [(0 * cells.sum(-1), top * cells.sum(-1)) for cells in batch.cells]
-        difference = batch.cells[0] - batch.cells[1]
+        difference = _difference(batch.cells)
         return [
             (top * difference.clamp(max=0).sum(-1), top * difference.clamp(min=0).sum(-1)),
         ]
@@ -209,15 +214,14 @@ class CrossbarArrays:
         _, count, slices, columns, lines = cells.shape
         driven = x[:, inputs.transpose(0, 1)].sum(1, dtype=torch.int32) + code.offset
         driven = driven.flatten(1, 2)  # (N, U n, H, W)
-        digits = torch.stack(
-            [driven >> (code.dac_bits * k) & code.top for k in range(code.digits)]
-        ).float()
+        shifts = torch.arange(0, code.digits * code.dac_bits, code.dac_bits, device=x.device)
+        digits = (driven >> shifts.int().view(-1, 1, 1, 1, 1)).bitwise_and_(code.top).float()
         windows = F.unfold(digits.flatten(0, 1), self._kernel, dilation, 0, stride)
         windows = windows.unflatten(1, (count, lines))  # (D N, U, lines, P)
-        sums = self._convert(cells.flatten(2, 3), windows)  # (D N, U, S m, P)
+        sums = self._convert(batch, units, windows)  # (D N, U, S, m, P)
         positions = sums.shape[-1]
         sums = _weighted_sum(
-            self._slice_weights, sums.reshape(-1, slices, columns * positions), self._converter.top
+            self._slice_weights, sums.view(-1, slices, columns * positions), self._converter.top
         )
         result = torch.matmul(
             self._digit_weights, sums.double().view(code.digits, -1)
@@ -232,28 +236,28 @@ class CrossbarArrays:
             result *= batch.scales[units, :, None]
         outputs.index_add_(1, batch.targets[units].flatten(), result.flatten(1, 2))
 
-    def _convert(self, cells: Tensor, windows: Tensor) -> Tensor:
-        """The ADCs' integers: cells (polarity, U, columns, lines), windows (D N, U, lines, P)."""
-        if len(cells) == 1:
-            return self._converter(self._analogue(cells, windows))
-        if self._converter.each_side:
-            positive, negative = (
-                self._converter(self._analogue(side[None], windows)) for side in cells
-            )
-            return positive - negative
-        return self._converter(self._analogue(cells, windows))
+    def _convert(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
+        """(D N, U, S, m, P) the ADCs' integers for windows (D N, U, lines, P)."""
+        if batch.packed:
+            sums = [self._converter(part.sums(windows, units)) for part in batch.packed]
+        else:
+            cells = batch.cells[:, units]
+            sides = list(cells[:, None]) if self._converter.each_side else [cells]
+            sums = [self._converter(self._analogue(side, windows)) for side in sides]
+        return sums[0] if len(sums) == 1 else sums[0] - sums[1]
 
     def _analogue(self, cells: Tensor, windows: Tensor) -> Tensor:
-        signed = cells[0] if len(cells) == 1 else cells[0] - cells[1]
-        sums = torch.matmul(signed, windows)
+        """The currents of columns: cells (polarity, U, S, m, lines)."""
+        shape = cells.shape[2:4]
+        sums = torch.matmul(_difference(cells).flatten(1, 2), windows)
         if self._devices.read_noise:
             # Independent noise of every cell adds up in its squares.
-            power = torch.matmul(cells.square().sum(0), windows.square())
+            power = torch.matmul(cells.square().sum(0).flatten(1, 2), windows.square())
             noise = torch.randn(
                 sums.shape, generator=self._generator, device=self._generator.device
             )
             sums += self._devices.read_noise * power.sqrt() * noise.to(sums.device)
-        return sums
+        return sums.unflatten(2, shape)
 
     def _batch(
         self,
@@ -278,9 +282,11 @@ class CrossbarArrays:
         nothing = layer.conv_shape[1] * layer.groups
         channels = np.array(inputs)
         cells = conductance[:, line[:, None, :], column[:, :, None]]  # (.., U, m, lines, S)
+        cells = cells.permute(0, 1, 4, 2, 3).contiguous()
         result = _Batch(
             inputs=torch.from_numpy(np.where(channels == NOTHING, nothing, channels)),
-            cells=cells.permute(0, 1, 4, 2, 3).contiguous(),
+            cells=cells,
+            packed=self._packed(cells) if self._devices.ideal else [],
             targets=torch.from_numpy(np.array(targets)),
             weight_sums=ideal[line[:, None, :], column[:, :, None]].sum(-1),
             scales=None,
@@ -289,6 +295,16 @@ class CrossbarArrays:
             spread = scales.expand(layer.epitome[0], layer.epitome[1], 1, 1)[:, :, 0, 0]
             result.scales = spread[column, torch.tensor(first)[:, None]].double()
         return result
+
+    def _packed(self, cells: Tensor) -> list[PackedSlices]:
+        largest = float(cells.sum(-1).max()) * self._code.top
+        sides = list(cells) if self._converter.each_side else [_difference(cells)]
+        return [PackedSlices(side, largest) for side in sides]
+
+
+def _difference(cells: Tensor) -> Tensor:
+    """What one conversion sees of (1 or 2, ...) sides: single crossbars, or a pair's difference."""
+    return cells[0] if len(cells) == 1 else cells[0] - cells[1]
 
 
 def _row_group(layer: LayerTables, turn: int) -> IntArray:
