@@ -24,6 +24,7 @@ def weight_levels(bits: int) -> int:
 
 
 @lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result
 def gaussian_step(levels: int) -> float:
     """The step, in standard deviations, that quantizes a normal variable with least error.
 
