@@ -138,13 +138,23 @@ def read_text(path: str | Path) -> str:
         InputError: the file is missing, a folder, or not readable as text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(str(path), "not a text file (UTF-8)") from None
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: the file is missing, a folder, or not readable.
+    """
+    try:
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(str(path), "no such file", hint="Check the path.") from None
     except IsADirectoryError:
         raise InputError(str(path), "is a folder, not a file") from None
-    except UnicodeDecodeError:
-        raise InputError(str(path), "not a text file (UTF-8)") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 

@@ -17,6 +17,7 @@ class Artefact(str, Enum):
 
     design = "design"
     weights = "weights"
+    datapath = "datapath"
     all = "all"
 
 

@@ -10,11 +10,20 @@ from torch import Tensor, nn
 
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.epitome.quantization import Quantization, QuantizationRule
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError, nearest
 
+_DEFAULT_QUANTIZATION = Quantization()
 
-def apply_design(model: nn.Module, design: Design, *, inplace: bool = False) -> nn.Module:
+
+def apply_design(
+    model: nn.Module,
+    design: Design,
+    *,
+    inplace: bool = False,
+    quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
+) -> nn.Module:
     """The model with its convolutions and linear layers replaced as the design says.
 
     The epitomes start as the least-squares projection of the model's weights. A layer that the
@@ -24,6 +33,7 @@ def apply_design(model: nn.Module, design: Design, *, inplace: bool = False) -> 
         model: a dense network; layers of the design are dotted module paths in it.
         design: one choice per layer.
         inplace: change ``model`` itself instead of a copy.
+        quantization: how weights and inputs are quantized, or a rule that says it of each layer.
 
     Returns:
         The network of the design, on the device of the model.
@@ -48,11 +58,16 @@ def apply_design(model: nn.Module, design: Design, *, inplace: bool = False) -> 
                 nearest(name, weighted),
             )
         if choice != Choice():
-            _replace(model, name, _epitome_layer(name, module, choice))
+            _replace(model, name, _epitome_layer(name, module, choice, quantization))
     return model
 
 
-def _epitome_layer(name: str, module: nn.Module, choice: Choice) -> nn.Module:
+def _epitome_layer(
+    name: str,
+    module: nn.Module,
+    choice: Choice,
+    quantization: Quantization | QuantizationRule,
+) -> nn.Module:
     weight = module.weight
     if not isinstance(weight, Tensor):
         raise InputError(f"model: {name}", "has no weight")
@@ -62,6 +77,7 @@ def _epitome_layer(name: str, module: nn.Module, choice: Choice) -> nn.Module:
         "weight_bits": choice.weight_bits,
         "activation_bits": choice.activation_bits,
         "patch": choice.patch,
+        "quantization": quantization,
         "device": weight.device,
         "dtype": weight.dtype,
     }

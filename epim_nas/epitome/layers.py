@@ -11,10 +11,18 @@ from torch.nn.modules.utils import _pair
 
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
 from epim_nas.epitome.plan import SamplingPlan
-from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
+from epim_nas.epitome.quantization import (
+    ActivationQuantizer,
+    Quantization,
+    QuantizationRule,
+    WeightQuantizer,
+    quantization_for,
+)
 from epim_nas.epitome.sampling import expand, project
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
+
+_DEFAULT_QUANTIZATION = Quantization()
 
 
 class _EpitomeLayer(nn.Module):
@@ -29,11 +37,11 @@ class _EpitomeLayer(nn.Module):
         bias: bool,
         weight_bits: int | None,
         activation_bits: int | None,
+        quantization: Quantization | QuantizationRule,
         device: Any,
         dtype: Any,
     ) -> None:
-        if weight_bits is not None and not 2 <= weight_bits <= 32:
-            raise InputError("weight_bits", f"got {weight_bits}", "2 to 32, or None")
+        quantization = quantization_for(quantization, plan, weight_bits)
         self.plan = plan
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
@@ -43,9 +51,14 @@ class _EpitomeLayer(nn.Module):
             self.bias = nn.Parameter(torch.empty(plan.conv_shape[0], **options))
         else:
             self.register_parameter("bias", None)
-        self.activation = None if activation_bits is None else ActivationQuantizer(activation_bits)
-        if self.activation is not None and device is not None:
-            self.activation.to(device)
+        self.weight_quantizer = WeightQuantizer(weight_bits, plan, quantization)
+        self.activation = (
+            None if activation_bits is None else ActivationQuantizer(activation_bits, quantization)
+        )
+        if device is not None:
+            self.weight_quantizer.to(device)
+            if self.activation is not None:
+                self.activation.to(device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -59,7 +72,8 @@ class _EpitomeLayer(nn.Module):
     @property
     def quantized_epitome(self) -> Tensor:
         """(Oe, Ie, He, We) what is programmed into the crossbars."""
-        return quantize_weight(self.epitome, self.weight_bits)
+        quantized: Tensor = self.weight_quantizer(self.epitome)
+        return quantized
 
     @torch.no_grad()
     def project_from(self, weight: Tensor, importance: Tensor | None = None) -> None:
@@ -80,6 +94,7 @@ class _EpitomeLayer(nn.Module):
         shape = self.plan.conv_shape
         factor = None if importance is None else importance.reshape(shape)
         self.epitome.copy_(project(weight.reshape(shape), self.plan, factor))
+        self.weight_quantizer.calibrate(self.epitome)
 
     def _input(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
@@ -113,6 +128,7 @@ class EpitomeConv2d(_EpitomeLayer):
         weight_bits: bits of the epitome's elements, None for floating point.
         activation_bits: bits of the layer's input, None for floating point.
         patch: (Op, Ip), by default the epitome's channels.
+        quantization: how weights and inputs are quantized, or a rule that says it of a plan.
         device: device of the parameters.
         dtype: type of the parameters.
 
@@ -147,6 +163,7 @@ class EpitomeConv2d(_EpitomeLayer):
         weight_bits: int | None = None,
         activation_bits: int | None = None,
         patch: tuple[int, int] | None = None,
+        quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -178,7 +195,7 @@ class EpitomeConv2d(_EpitomeLayer):
         plan = SamplingPlan.build(
             conv_shape, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in
         )
-        self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
+        self._set_up(plan, bias, weight_bits, activation_bits, quantization, device, dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -212,6 +229,7 @@ class EpitomeLinear(_EpitomeLayer):
         weight_bits: bits of the epitome's elements, None for floating point.
         activation_bits: bits of the layer's input, None for floating point.
         patch: (Op, Ip), by default the epitome's channels.
+        quantization: how weights and inputs are quantized, or a rule that says it of a plan.
         device: device of the parameters.
         dtype: type of the parameters.
     """
@@ -228,6 +246,7 @@ class EpitomeLinear(_EpitomeLayer):
         weight_bits: int | None = None,
         activation_bits: int | None = None,
         patch: tuple[int, int] | None = None,
+        quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -237,7 +256,7 @@ class EpitomeLinear(_EpitomeLayer):
         plan = SamplingPlan.build(
             (out_features, in_features, 1, 1), shape, wrap, patch=patch, wrap_in=wrap_in
         )
-        self._set_up(plan, bias, weight_bits, activation_bits, device, dtype)
+        self._set_up(plan, bias, weight_bits, activation_bits, quantization, device, dtype)
 
     @property
     def weight(self) -> Tensor:

@@ -6,13 +6,15 @@ Equations: MNSIM 2.0, commit ca39ccb, for dense layers; ``docs/cost_model.md`` d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import ceil, log2
+from functools import lru_cache, partial
+from math import ceil
 
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.epitome.plan import SamplingPlan
+from epim_nas.epitome.quantization.options import CrossbarBlock, Quantization, QuantizationRule
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.index_table import TableEntry, needs_table
 from epim_nas.hardware.schedule import CrossbarGrid, SlotClass, schedule
 from epim_nas.network.spec import LayerSpec
 
@@ -116,7 +118,25 @@ def map_layer(layer: LayerSpec, choice: Choice, chip: Chip) -> LayerMapping:
         return NO_MAPPING
     if layer.type == "pooling":
         return POOLING_MAPPING
-    plan = choice.plan(layer) if choice.shape is not None else _dense_plan(layer)
+    plan = mapped_plan(layer, choice, chip)
+    # A grouped convolution kept dense stores the zeros outside of its blocks.
+    weights = plan.shape.size if choice.shape is not None else plan.shape.size // layer.groups
+    return map_plan(plan, choice.weight_bits, weights, chip)
+
+
+def mapped_plan(layer: LayerSpec, choice: Choice, chip: Chip) -> SamplingPlan:
+    """The plan of what is stored on the crossbars, of a layer with a weight.
+
+    A grouped convolution kept dense is mapped as a dense one, as in MNSIM: one patch, with zeros
+    outside of its blocks.
+
+    Raises:
+        InputError: the epitome does not fit the layer, or a kernel does not fit a crossbar.
+    """
+    if choice.shape is not None:
+        plan = choice.plan(layer)
+    else:
+        plan = _identity((layer.out_channels, layer.in_channels, *layer.kernel))
     rows_of_a_channel = plan.shape.height * plan.shape.width
     if rows_of_a_channel > chip.crossbar.rows:
         raise InputError(
@@ -126,19 +146,35 @@ def map_layer(layer: LayerSpec, choice: Choice, chip: Chip) -> LayerMapping:
             f"at most {chip.crossbar.rows} rows a channel (kernel or epitome height * width)",
             "Use larger crossbars (`crossbar.rows`), or a smaller kernel or epitome.",
         )
-    # A grouped convolution kept dense stores the zeros outside of its blocks.
-    weights = plan.shape.size if choice.shape is not None else plan.shape.size // layer.groups
-    return map_plan(plan, choice.weight_bits, weights, chip)
-
-
-def _dense_plan(layer: LayerSpec) -> SamplingPlan:
-    """One patch; a grouped convolution is mapped as a dense one, as in MNSIM."""
-    return _identity((layer.out_channels, layer.in_channels, *layer.kernel))
+    return plan
 
 
 @lru_cache(maxsize=1024)
 def _identity(weight_shape: tuple[int, int, int, int]) -> SamplingPlan:
     return SamplingPlan.identity(weight_shape)
+
+
+def crossbar_grid(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarGrid:
+    """How the epitome of a plan is cut into crossbars.
+
+    Args:
+        plan: the sampling plan; the identity plan is a dense layer.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip, with at least as many rows as one input channel takes.
+    """
+    size, shape = chip.crossbar, plan.shape
+    channels = size.rows // (shape.height * shape.width)
+    per_group = ceil(bit_slices(weight_bits, chip) / chip.mapping.groups)
+    packed = chip.mapping.packing == "packed"
+    return CrossbarGrid(
+        row_groups=ceil(shape.in_channels / channels),
+        channels_per_row_group=channels,
+        columns=size.columns,
+        columns_per_output=per_group if packed else 1,
+        layers=1 if packed else per_group,
+        outputs=shape.out_channels,
+        pes=chip.tile.pes[0] * chip.tile.pes[1],
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -151,56 +187,74 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
         weights: cells' worth of weights that are stored, without zeros that only fill up.
         chip: the chip.
     """
-    size, mapping, shape = chip.crossbar, chip.mapping, plan.shape
+    size, shape = chip.crossbar, plan.shape
     slices = bit_slices(weight_bits, chip)
-    per_group = ceil(slices / mapping.groups)
-    packed = mapping.packing == "packed"
-    cells = shape.height * shape.width
-    grid = CrossbarGrid(
-        row_groups=ceil(shape.in_channels / (size.rows // cells)),
-        channels_per_row_group=size.rows // cells,
-        columns=size.columns,
-        columns_per_output=per_group if packed else 1,
-        layers=1 if packed else per_group,
-        outputs=shape.out_channels,
-        pes=chip.tile.pes[0] * chip.tile.pes[1],
-    )
+    grid = crossbar_grid(plan, weight_bits, chip)
     crossbars = grid.row_groups * grid.column_groups
     pes_per_tile = min(crossbars, grid.pes)
     found = schedule(plan, grid)
-    table_bits = 0
-    if not plan.is_identity or plan.groups > 1:
-        # Rounds in one slot fetch other features each: then every PE has entries of its own.
-        drivers = pes_per_tile if found.parallel else min(pes_per_tile, grid.row_groups)
-        channels = min(grid.channels_per_row_group, plan.patch[1])
-        outputs = min(plan.patch[0], size.columns)
-        # A row that is driven with a sum has the address of every summand.
-        in_bits = plan.summed_slabs * _address_bits(plan.conv_shape[1] * plan.groups)
-        in_bits += _address_bits(size.rows)
-        table_bits = drivers * channels * in_bits + outputs * _address_bits(plan.conv_shape[0])
-    cells_on_crossbars = crossbars * size.rows * size.columns * mapping.groups
+    # Rounds in one slot fetch other features each: then every PE has entries of its own.
+    entry = TableEntry.of(plan, grid, size.rows, found.parallel)
+    cells_on_crossbars = crossbars * size.rows * size.columns * chip.mapping.groups
     return LayerMapping(
         slices=slices,
         row_groups=grid.row_groups,
         column_groups=grid.column_groups,
         crossbars=crossbars,
-        groups=min(slices, mapping.groups),
+        groups=min(slices, chip.mapping.groups),
         tiles=-(-crossbars // grid.pes),
         pes_per_tile=pes_per_tile,
-        rows=min(grid.channels_per_row_group, shape.in_channels) * cells,
+        rows=min(grid.channels_per_row_group, shape.in_channels) * shape.height * shape.width,
         columns=min(shape.out_channels * grid.columns_per_output, size.columns),
         held_channels=found.held_channels,
         stored_channels=found.stored_channels,
         rounds=plan.rounds,
-        replicas=sum(
-            turn.replicas * turn.out_channels for turn in plan.round_sequence if turn.opens
-        ),
-        table_bits=table_bits,
+        # A last, partial slab has fewer copies than the others.
+        replicas=plan.conv_shape[0]
+        - sum(turn.out_channels for turn in plan.round_sequence if turn.opens),
+        table_bits=entry.bits if needs_table(plan) else 0,
         utilization=weights * slices / cells_on_crossbars,
         slots=found.slots,
         input_slabs=plan.summed_slabs,
     )
 
 
-def _address_bits(count: int) -> int:
-    return max(1, ceil(log2(count)))
+def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarBlock:
+    """The epitome channels that share a crossbar, and with it a quantization step.
+
+    Slices of an output that lie on further crossbars (``sliced``) share the step of the first.
+
+    Args:
+        plan: the layer's sampling plan.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip.
+
+    Raises:
+        InputError: one input channel of the epitome has more rows than a crossbar.
+    """
+    rows = plan.shape.height * plan.shape.width
+    if rows > chip.crossbar.rows:
+        raise InputError(
+            "epitome",
+            f"one input channel takes {rows} rows, a crossbar of {chip.name} has "
+            f"{chip.crossbar.rows}",
+            f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
+        )
+    grid = crossbar_grid(plan, weight_bits, chip)
+    return CrossbarBlock(
+        in_channels=grid.channels_per_row_group,
+        columns=grid.columns,
+        columns_per_output=grid.columns_per_output,
+    )
+
+
+def quantized_by_crossbar(options: Quantization, chip: Chip) -> QuantizationRule:
+    """``options`` with a quantization step for each crossbar of ``chip``, for every layer."""
+    return partial(_on_crossbars, options, chip)
+
+
+def _on_crossbars(
+    options: Quantization, chip: Chip, plan: SamplingPlan, weight_bits: int | None
+) -> Quantization:
+    block = crossbar_granularity(plan, weight_bits, chip)
+    return replace(options, granularity="crossbar", block=block)

@@ -12,11 +12,12 @@ from epim_nas.hardware.pipeline import Timeline
 from epim_nas.hardware.timing import Hops
 
 COST_SCHEMA = "epim-nas/cost@1"
-MODEL_VERSION = "2"
+MODEL_VERSION = "3"
 """Version of the cost model's equations, stamped into every result.
 
 2: rounds on disjoint crossbars are parallel, rounds are charged by their own rows and columns,
 replicas are written, and input buffers hold every channel that a row group sees.
+3: a last, partial slab of a wrapped layer has as many replicas as channels.
 """
 
 

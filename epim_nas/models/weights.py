@@ -78,9 +78,22 @@ def load_weights(model: nn.Module, path: str | Path, *, field: str = "model.weig
             shapes that differ from the model's, or NaN or infinity in a tensor.
     """
     where = f"{field} ({Path(path).name})"
-    state = read_state(path, field=field)
+    load_state(model, read_state(path, field=field), where)
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy tensors into a model, completely or not at all.
+
+    Args:
+        model: the model.
+        state: name -> tensor.
+        where: what they are, for messages.
+
+    Raises:
+        InputError: names or shapes that differ from the model's, or NaN or infinity in a tensor.
+    """
     expected = {key: value for key, value in model.state_dict().items() if hasattr(value, "shape")}
-    state = _strip_prefixes(state, expected)
+    state = _strip_prefixes(dict(state), expected)
     _check_keys(state, expected, where)
     _check_values(state, expected, where)
     # A counter that only matters for cumulative averages; older checkpoints do not have it.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from epim_nas.datapath.stored import stored_layers
 from epim_nas.errors import InputError
+from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
 from epim_nas.export.manifest import write_manifest
 from epim_nas.export.weights import export_weights
@@ -21,11 +23,12 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
     Args:
         folder: the run.
         which: a selection's name or a trial's number.
-        what: ``design``, ``weights`` or ``all``.
+        what: ``design``, ``weights``, ``datapath`` or ``all``.
         out: where to write.
 
     Returns:
-        The files, a manifest with their digests last.
+        The files (of the datapath its index), a manifest with the digests of all last. The
+        datapath of a design that was not fine-tuned has no cells: it has no weights of its own.
 
     Raises:
         InputError: no such trial, or weights of a design that was not fine-tuned.
@@ -40,23 +43,25 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
         raise InputError(
             f"--select {which}",
             f"trial {record.number} was not fine-tuned, so there are no weights of its own",
-            f"a fine-tuned trial: {tuned}; or `--to design`",
+            f"a fine-tuned trial: {tuned}; or `--to design` or `--to datapath`",
             f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
             f"--run {folder.config}`.",
         )
     make_folder(out, "--out")
     files: list[Path] = []
+    network = load_network(folder.network)
+    state = None if finalist is None else read_state(folder.path / finalist.weights)
     if what in ("design", "all"):
-        network = load_network(folder.network)
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
-    if finalist is not None and what in ("weights", "all"):
+    if state is not None and what in ("weights", "all"):
         path = out / "epitomes.safetensors"
-        export_weights(
-            read_state(folder.path / finalist.weights),
-            path,
-            metadata={"run": result.name, "trial": str(record.number)},
-        )
+        export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
+    if what in ("datapath", "all"):
+        quantization = folder.load_config().quantization.on(cost.chip)
+        stored = None if state is None else stored_layers(network, design, state, quantization)
+        # Of the many files the index stands for all.
+        files += export_datapath(design, network, cost.chip, out / "datapath", stored)[:1]
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files

@@ -9,8 +9,17 @@ import pydantic
 
 from epim_nas import presets
 from epim_nas.data.registry import DataConfig
+from epim_nas.epitome.quantization.options import (
+    ActivationRange,
+    Granularity,
+    Quantization,
+    QuantizationRule,
+    WeightRange,
+)
 from epim_nas.errors import InputError
 from epim_nas.files import load_yaml
+from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
 from epim_nas.study.strategies import find_strategy
@@ -91,6 +100,40 @@ class TrainingConfig(Strict):
     weight_decay: float = pydantic.Field(default=5e-4, ge=0, lt=1)
     warmup: Fraction = 0.05
     distillation: Fraction = 0.0
+
+
+class QuantizationConfig(Strict):
+    """How weights and inputs are quantized; the fields are those of :class:`Quantization`.
+
+    ``crossbar`` takes the channels of a crossbar from the chip.
+    """
+
+    granularity: Granularity = Quantization.granularity
+    weight_range: WeightRange = Quantization.weight_range
+    overlap_weights: list[float] | None = pydantic.Field(default=None, min_length=2, max_length=2)
+    by_repeats: bool = Quantization.by_repeats
+    learned_weight_step: bool = Quantization.learned_weight_step
+    activation_range: ActivationRange = Quantization.activation_range
+    percentile: float = pydantic.Field(default=Quantization.percentile, gt=0, le=100)
+    learned_activation_step: bool = Quantization.learned_activation_step
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> QuantizationConfig:
+        self.options()
+        return self
+
+    def options(self) -> Quantization:
+        """The options, without the channels of a crossbar."""
+        weights = self.overlap_weights
+        return Quantization(
+            **self.model_dump(exclude={"overlap_weights"}),
+            overlap_weights=None if weights is None else (weights[0], weights[1]),
+        )
+
+    def on(self, chip: Chip) -> Quantization | QuantizationRule:
+        """The options; by crossbar, a rule that knows what lies on a crossbar of the chip."""
+        options = self.options()
+        return quantized_by_crossbar(options, chip) if self.granularity == "crossbar" else options
 
 
 class SensitivityConfig(Strict):
@@ -188,6 +231,7 @@ class RunConfig(Strict):
         space: name or path of a search space, or the space itself.
         budget: the crossbar budget.
         objectives: what the front is over.
+        quantization: how weights and inputs are quantized.
         baseline: training of the network when no weights are given.
         sensitivity: the additive score.
         supernet: training of the shared weights.
@@ -210,6 +254,7 @@ class RunConfig(Strict):
         default=["accuracy", "latency_ns", "energy_nj"], min_length=1
     )
     baseline: TrainingConfig = TrainingConfig(steps=3000, lr=0.1)
+    quantization: QuantizationConfig = QuantizationConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()

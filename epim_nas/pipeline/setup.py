@@ -13,6 +13,7 @@ from torch import nn
 from epim_nas.data.base import Data
 from epim_nas.data.registry import load_data
 from epim_nas.epitome.design import Design
+from epim_nas.epitome.quantization import Quantization, QuantizationRule
 from epim_nas.errors import InputError
 from epim_nas.hardware import (
     Chip,
@@ -94,6 +95,11 @@ class Setup:
             return space.arranged([list(column.argsort(kind="stable")) for column in crossbars])
         names = ("crossbars", "sequential_latency_ns", "energy_nj", "area_um2")
         return space.without_dominated({name: table.by_layer(name) for name in names})
+
+    @cached_property
+    def quantization(self) -> Quantization | QuantizationRule:
+        """How weights and inputs are quantized; by crossbar, a rule that knows the chip."""
+        return self.config.quantization.on(self.chip)
 
     @cached_property
     def dense_crossbars(self) -> int:

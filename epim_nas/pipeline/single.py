@@ -126,7 +126,7 @@ def evaluate_design(
     if weights is None:
         model = _start(setup, design)
     else:
-        model = apply_design(setup.model, design)
+        model = apply_design(setup.model, design, quantization=setup.quantization)
         load_weights(model, weights, field="--weights")
     score = measure(setup, model, cast(Split, split))
     metrics = setup.metrics(design)
@@ -168,7 +168,7 @@ def _load(
 
 def _start(setup: Setup, design: Design) -> nn.Module:
     """The projected, calibrated network of a design."""
-    model = apply_design(setup.model, design)
+    model = apply_design(setup.model, design, quantization=setup.quantization)
     images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:

@@ -127,7 +127,7 @@ def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
     """The untrained supernet, its activation ranges calibrated."""
     config = setup.config
     device = resolve_device(config.device)
-    supernet = Supernet(setup.model, setup.network, space).to(device)
+    supernet = Supernet(setup.model, setup.network, space, setup.quantization).to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
 

@@ -17,14 +17,30 @@ from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Choice
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
 from epim_nas.epitome.layers import _EpitomeLayer
-from epim_nas.epitome.quantizer import ActivationQuantizer, quantize_weight
+from epim_nas.epitome.quantization import (
+    ActivationQuantizer,
+    Quantization,
+    QuantizationRule,
+    quantization_for,
+    quantize_weight,
+)
 from epim_nas.epitome.sampling import project
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
 
+_DEFAULT_QUANTIZATION = Quantization()
+
 
 class SuperLayer(nn.Module):
     """A convolution or linear layer that can take any of its choices.
+
+    Args:
+        dense: the layer with the shared dense weight.
+        choices: what it can be.
+        plans: the sampling plan of every choice.
+        quantization: how weights and inputs are quantized. The weights' steps follow the rule
+            even where they are to be learned: a step of its own for every choice would be trained
+            by the few steps that select it.
 
     Attributes:
         dense: the layer with the shared dense weight.
@@ -34,21 +50,32 @@ class SuperLayer(nn.Module):
     """
 
     def __init__(
-        self, dense: nn.Conv2d | nn.Linear, choices: Sequence[Choice], plans: list
+        self,
+        dense: nn.Conv2d | nn.Linear,
+        choices: Sequence[Choice],
+        plans: list,
+        quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
     ) -> None:
         super().__init__()
         self.dense = dense
         self.choices = tuple(choices)
         self.plans = plans
         self.active: int | None = None
+        self._options = [
+            quantization_for(quantization, plan, choice.weight_bits)
+            for plan, choice in zip(plans, self.choices, strict=True)
+        ]
         bits = sorted({c.activation_bits for c in choices if c.activation_bits is not None})
-        self.activations = nn.ModuleDict({str(b): ActivationQuantizer(b) for b in bits})
+        self.activations = nn.ModuleDict(
+            {str(b): ActivationQuantizer(b, self._options[0]) for b in bits}
+        )
 
     def epitome(self, index: int) -> Tensor:
         """(Oe, Ie, He, We) of a choice, quantized; differentiable in the dense weight."""
         plan = self.plans[index]
         weight = self.dense.weight.reshape(plan.conv_shape)
-        return quantize_weight(project(weight, plan), self.choices[index].weight_bits)
+        bits, options = self.choices[index].weight_bits, self._options[index]
+        return quantize_weight(project(weight, plan), bits, plan, options)
 
     def quantize_input(self, x: Tensor, index: int) -> Tensor:
         """The layer's input as a choice sees it."""
@@ -76,18 +103,26 @@ class Supernet(nn.Module):
         model: the trained dense network; it is copied.
         network: its traced geometry.
         space: the search space; its layers are module paths of ``model``.
+        quantization: how weights and inputs are quantized, or a rule that says it of each choice.
     """
 
-    def __init__(self, model: nn.Module, network: Network, space: SearchSpace) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        space: SearchSpace,
+        quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
+    ) -> None:
         super().__init__()
         self.space = space
+        self.quantization = quantization
         self.model = copy.deepcopy(model)
         self.layers: dict[str, SuperLayer] = {}
         for name, choices in space.layer_choices.items():
             module = self.model.get_submodule(name)
             assert isinstance(module, (nn.Conv2d, nn.Linear)), name
             plans = [choice.plan(network[name]) for choice in choices]
-            layer = SuperLayer(module, choices, plans)
+            layer = SuperLayer(module, choices, plans, quantization)
             self.layers[name] = layer
             parent, _, last = name.rpartition(".")
             setattr(self.model.get_submodule(parent), last, layer)
@@ -146,7 +181,9 @@ class Supernet(nn.Module):
             assert isinstance(layer, SuperLayer)
             parent, _, last = name.rpartition(".")
             setattr(dense.get_submodule(parent), last, layer.dense)
-        model = apply_design(dense, self.space.design(row), inplace=True)
+        model = apply_design(
+            dense, self.space.design(row), inplace=True, quantization=self.quantization
+        )
         choices: Mapping[str, Choice] = self.space.design(row).choices
         for name, choice in choices.items():
             layer = model.get_submodule(name)

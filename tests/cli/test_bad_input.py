@@ -142,6 +142,21 @@ CASES: list[Case] = [
     ("negative seed", lambda p: p.search("seed=-1"), ("seed", "-1", "0")),
     ("lr too large", lambda p: p.search("baseline.lr=50"), ("baseline.lr", "50", "10")),
     ("lr is NaN", lambda p: p.search("baseline.lr=.nan"), ("baseline.lr", "finite")),
+    (
+        "granularity",
+        lambda p: p.search("quantization.granularity=row"),
+        ("quantization.granularity", "row", "crossbar"),
+    ),
+    (
+        "two ways to count",
+        lambda p: p.search(quantization={"by_repeats": True, "overlap_weights": [0.7, 0.3]}),
+        ("quantization", "`overlap_weights`", "`by_repeats`"),
+    ),
+    (
+        "one overlap weight",
+        lambda p: p.search("quantization.overlap_weights=[1]"),
+        ("quantization.overlap_weights", "2"),
+    ),
     ("too much distillation", lambda p: p.search("supernet.distillation=1.5"), ("distillation",)),
     ("no such file", lambda p: ["search", "no.yaml"], ("no.yaml", "no such file")),
     ("a folder", lambda p: ["search", p.path], ("RUN", "is a folder")),

@@ -33,7 +33,13 @@ def test_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["epim_nas.hardware", "epim_nas.space", "epim_nas.study.knapsack", "epim_nas.network"],
+    [
+        "epim_nas.export.datapath",
+        "epim_nas.hardware",
+        "epim_nas.network",
+        "epim_nas.space",
+        "epim_nas.study.knapsack",
+    ],
 )
 def test_parts_without_gradients_load_without_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & set(HEAVY)

@@ -23,14 +23,10 @@ from epim_nas import (
     SamplingPlan,
     apply_design,
 )
-from epim_nas.epitome.quantizer import (
-    ActivationQuantizer,
-    activation_step,
-    gaussian_step,
-    quantize_weight,
-    weight_levels,
-    weight_step,
-)
+from epim_nas.epitome.quantization.activations import ActivationQuantizer, activation_step
+from epim_nas.epitome.quantization.ranges import gaussian_step
+from epim_nas.epitome.quantization.steps import weight_levels
+from epim_nas.epitome.quantization.weights import quantize_weight, weight_step
 from epim_nas.epitome.sampling import expand, project
 
 GEOMETRIES = [

@@ -158,7 +158,9 @@ def test_a_wrapped_layer_with_all_inputs_takes_no_longer_than_dense_and_its_repl
     copies = outputs - outputs // factor
     words = -(-copies * 9 // (64 * wrapped.totals.tiles))
     assert wrapped.layers[0].mapping.replicas == copies
-    assert wrapped.totals.latency_ns <= dense.totals.latency_ns + 64 * words * 20
+    # The bound is often met exactly: room for the rounding of the sums.
+    bound = dense.totals.latency_ns + 64 * words * 20
+    assert wrapped.totals.latency_ns <= bound * (1 + 1e-12)
     assert wrapped.totals.crossbars <= dense.totals.crossbars
 
 

@@ -18,13 +18,17 @@ from tensorboard.plugins.hparams import metadata
 
 from epim_nas.cli.app import run_command
 from epim_nas.epitome.design import load_design
+from epim_nas.export.datapath import read_datapath
 from epim_nas.export.manifest import verify_manifest
+from epim_nas.hardware import CostModel, load_chip
+from epim_nas.hardware.mapping import mapped_plan
 from epim_nas.models.weights import read_state
 from epim_nas.network.yaml_io import load_network
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run
 
 TRIALS = tiny_run()["search"]["trials"]
+XBAR_64 = load_chip("xbar_64")
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
@@ -249,9 +253,13 @@ def test_exported_weights_reproduce_the_stored_accuracy(
         capsys.readouterr()
         arguments = ["export", str(finished), "--select", str(finalist["trial"])]
         assert run_command([*arguments, "--to", "all", "--out", str(out)]) == 0
-        printed = [Path(line).name for line in capsys.readouterr().out.splitlines()]
-        assert printed == ["design.yaml", "layers.csv", "epitomes.safetensors", "manifest.json"]
-        assert set(verify_manifest(out).files) == set(printed[:-1])
+        printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        assert [str(path.relative_to(out)) for path in printed] == [
+            "design.yaml", "layers.csv", "epitomes.safetensors", "datapath/datapath.json",
+            "manifest.json",
+        ]  # fmt: skip
+        files = verify_manifest(out).files
+        assert set(files) >= {str(path.relative_to(out)) for path in printed[:-1]}
         score = answer(
             capsys, "evaluate", out / "design.yaml", "--run", finished / "run.yaml",
             "--weights", out / "epitomes.safetensors",
@@ -273,6 +281,30 @@ def test_export_of_weights_alone(finished: Path, tmp_path: Path) -> None:
         if choice.shape is not None:
             assert tuple(state[f"{name}.epitome"].shape) == choice.shape.as_tuple
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_export_of_the_datapath(finished: Path, tmp_path: Path, tuned: bool) -> None:
+    finalists = {
+        json.loads(path.read_text())["trial"] for path in finished.glob("finalists/*.json")
+    }
+    trial = min(finalists if tuned else {*range(TRIALS)} - finalists)
+    for what in ("design", "datapath"):
+        arguments = ["export", str(finished), "--select", str(trial), "--to", what]
+        assert run_command([*arguments, "--out", str(tmp_path)]) == 0
+    design = load_design(tmp_path / "design.yaml")
+    index, layers = read_datapath(tmp_path / "datapath", design)
+    assert list(layers) == list(design.choices)
+    network = load_network(finished / "network.yaml")
+    for layer in network.weighted:
+        layers[layer.name].check_plan(mapped_plan(layer, design[layer.name], XBAR_64))
+    assert all((info.cells is not None) == tuned for info in index.layers)
+    cells = list(tmp_path.glob("datapath/*/tile*/pe*.hex"))
+    crossbars = CostModel(network, XBAR_64).evaluate(design).totals.crossbars
+    assert len(cells) == (2 * crossbars if tuned else 0)
+    assert {path.relative_to(tmp_path).as_posix() for path in cells} <= set(
+        verify_manifest(tmp_path).files
+    )
 
 
 def test_finetune_and_evaluate_its_weights(

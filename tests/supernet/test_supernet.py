@@ -7,8 +7,10 @@ import pickle
 import pytest
 import torch
 
-from epim_nas import apply_design
+from epim_nas import apply_design, load_chip
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.epitome.quantization import Quantization
+from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.supernet.supernet import Supernet
 from tests.supernet.nets import tiny
 
@@ -53,6 +55,37 @@ def test_a_selected_design_equals_its_stand_alone_network(row: tuple, images: to
     extracted = supernet.extract(row).eval()
     torch.testing.assert_close(extracted(images), alone(images))
     assert all(module.active is None for module in supernet.layers.values()), "restored"
+
+
+def test_options_of_quantization_reach_every_choice(images: torch.Tensor) -> None:
+    model, network, space = tiny()
+    options = Quantization(
+        weight_range="least_squares",
+        by_repeats=True,
+        activation_range="percentile",
+        percentile=99.0,
+    )
+    rule = quantized_by_crossbar(options, load_chip("xbar_64"))
+    supernet = Supernet(model, network, space, rule).eval()
+    supernet.calibrate_activations(images)
+    default = calibrated(images)
+    for row in ROWS[1:]:
+        extracted = supernet.extract(row).eval()
+        with supernet.selected(row), default.selected(row):
+            torch.testing.assert_close(supernet(images), extracted(images))
+            assert not torch.allclose(supernet(images), default(images), atol=1e-4)
+
+
+def test_learned_steps_start_from_the_rule_of_the_supernet(images: torch.Tensor) -> None:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space, Quantization(learned_weight_step=True)).eval()
+    supernet.calibrate_activations(images)
+    assert not any("weight_quantizer" in name for name in supernet.state_dict())
+    row = (1, 1, 2, 1)
+    extracted = supernet.extract(row).eval()
+    assert sum("weight_quantizer.step" in name for name in extracted.state_dict()) == 4
+    with supernet.selected(row):
+        torch.testing.assert_close(extracted(images), supernet(images))
 
 
 def test_extracting_leaves_the_supernet_alone(images: torch.Tensor) -> None:

@@ -1,0 +1,1 @@
+"""The datapath of epitome layers: index tables, memory images, and what runs by them."""
