@@ -8,9 +8,9 @@ programs on the machine matter less.
 `bare` beside a wrapped plan is the time of a dense convolution with the channels that are left and
 of the bare copies or sums: what the plan cannot avoid as long as a dense convolution does the work.
 
-    OMP_NUM_THREADS=1 python benchmarks/operator.py --reuse-memory
-    OMP_NUM_THREADS=1 python benchmarks/operator.py --channels-last
-    python benchmarks/operator.py --batch 8 --repeats 3 --threads 2 --plans O/2 "wrap 4"
+    OMP_NUM_THREADS=1 python benchmarks/epitome_operator.py --reuse-memory
+    OMP_NUM_THREADS=1 python benchmarks/epitome_operator.py --channels-last
+    python benchmarks/epitome_operator.py --batch 8 --repeats 3 --threads 2 --plans O/2 "wrap 4"
 """
 
 from __future__ import annotations
