@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -280,12 +281,15 @@ def overlapping_weights(bench: Bench, bits: int, steps: int) -> None:
     before = bench.accuracy(bench.scores(projected))
     trained = bench.train(projected, steps, seed=10)
     reference = bench.scores(trained)
+    design, first = overlapping(bench.network, bits), bench.network.weighted[1]
+    repeats = np.bincount(design[first.name].plan(first).repeats.ravel())
+    shares = ", ".join(f"{n}: {share:.0%}" for n, share in enumerate(repeats / repeats.sum()))
+    print(f"\nElements of {first.name} by how often they are repeated: {shares}")
     print_head(
         f"Overlapping patches, weights of {bits} bits (floating point {before:.1f} % projected, "
         f"{bench.accuracy(reference):.1f} % after {steps} steps)"
     )
     for row in OVERLAPPING:
-        design = overlapping(bench.network, bits)
         model = apply_design(bench.model, design, quantization=row.options)
         model = started_from(trained, model)
         error = f"{relative_error(model, bits):.4f}"
