@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.replicas import Repetition, repeat_channels, sum_channels
 from epim_nas.epitome.sampling import expand_distinct
+from epim_nas.errors import InputError
 
 if TYPE_CHECKING:
     from epim_nas.epitome.layers import EpitomeConv2d
@@ -60,8 +61,16 @@ def sum_input_slabs(x: Tensor, plan: SamplingPlan, dim: int) -> Tensor:
 
     Returns:
         (..., groups * Ip, ...).
+
+    Raises:
+        InputError: ``x`` has another number of channels.
     """
-    return x if plan.summed_slabs == 1 else sum_channels(x, Repetition.of_inputs(plan), dim)
+    if plan.summed_slabs == 1:
+        return x
+    channels = plan.groups * plan.conv_shape[1]
+    if x.dim() < -dim or x.shape[dim] != channels:
+        raise InputError("input", f"got shape {tuple(x.shape)}", f"{channels} channels")
+    return sum_channels(x, Repetition.of_inputs(plan), dim)
 
 
 def _replicate(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -> Tensor:

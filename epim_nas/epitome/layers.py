@@ -176,6 +176,11 @@ class EpitomeConv2d(_EpitomeLayer):
             raise InputError(
                 "padding_mode", f"got `{padding_mode}`", "zeros, reflect, replicate, circular"
             )
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise InputError("padding", f"got `{padding}`", "same, valid, or numbers")
+            if padding == "same" and _pair(stride) != (1, 1):
+                raise InputError("padding", "`same` with a stride", "`same` with stride 1")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size: tuple[int, int] = _pair(kernel_size)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from epim_nas.epitome.plan import Order, Patch, SamplingPlan
+from epim_nas.errors import InputError
 
 Part = tuple[int, int]
 """The first rows and columns of the weight, in the plan's order."""
@@ -177,7 +178,13 @@ def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None
 
     Returns:
         (Oe, Ie, He, We), differentiable with respect to ``weight``.
+
+    Raises:
+        InputError: the weight or its importance has another shape than the plan's weight.
     """
+    for name, values in (("weight", weight), ("importance", importance)):
+        if values is not None and tuple(values.shape) != plan.conv_shape:
+            raise InputError(name, f"got {tuple(values.shape)}", f"{plan.conv_shape}")
     if plan.is_identity:
         return weight
     if importance is None:

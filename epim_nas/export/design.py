@@ -16,7 +16,7 @@ LAYERS_FILE = "layers.csv"
 
 LAYER_COLUMNS = (
     "name", "type", "weight_shape", "epitome_shape", "rows", "columns", "patch", "wrap",
-    "weight_bits", "activation_bits", "size_fraction", "rounds",
+    "wrap_in", "weight_bits", "activation_bits", "size_fraction", "rounds",
     "crossbars", "latency_ns", "energy_nj",
 )  # fmt: skip
 """Columns of ``layers.csv``, the fields of :class:`~epim_nas.report.layers.LayerRow`."""

@@ -59,6 +59,7 @@ class LayerRow:
         columns: columns of the crossbar matrix before bit slicing.
         patch: (Op, Ip) of an epitome.
         wrap: output-channel wrapping.
+        wrap_in: input-channel wrapping.
         weight_bits: bits of a weight, None for floating point.
         activation_bits: bits of an input, None for floating point.
         size_fraction: elements of the epitome over elements of the dense weight.
@@ -76,6 +77,7 @@ class LayerRow:
     columns: int | None
     patch: tuple[int, int] | None
     wrap: bool
+    wrap_in: bool
     weight_bits: int | None
     activation_bits: int | None
     size_fraction: float | None
@@ -146,6 +148,7 @@ def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> Layer
         columns=shape.out_channels if shape is not None else None,
         patch=patch,
         wrap=choice.wrap,
+        wrap_in=choice.wrap_in,
         weight_bits=choice.weight_bits,
         activation_bits=choice.activation_bits,
         size_fraction=fraction,

@@ -164,7 +164,7 @@ def _layer(row: LayerRow) -> dict[str, Any]:
         row.shape_text,
         matrix,
         _joined(row.patch),
-        "yes" if row.wrap else "",
+        _wrapping(row),
         row.weight_bits or "float",
         row.activation_bits or "float",
         _round(row.size_fraction, 100),
@@ -177,6 +177,7 @@ def _layer(row: LayerRow) -> dict[str, Any]:
         "cells": ["–" if cell is None else str(cell) for cell in cells],
         "name": row.name,
         "wrap": row.wrap,
+        "wrap_in": row.wrap_in,
         "bars": [
             _round(row.size_fraction, 100),
             row.weight_bits or 32,
@@ -224,3 +225,8 @@ def _round(value: float | None, factor: float) -> float | None:
 
 def _joined(values: Sequence[int] | None) -> str | None:
     return None if values is None else "x".join(map(str, values))
+
+
+def _wrapping(row: LayerRow) -> str:
+    sides = [name for name, wraps in (("outputs", row.wrap), ("inputs", row.wrap_in)) if wraps]
+    return " and ".join(sides)

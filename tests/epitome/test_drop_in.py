@@ -168,6 +168,17 @@ def test_compile_in_one_graph(wrapping: dict, groups: int, reorder: bool) -> Non
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_compile_with_quantization_once_it_is_calibrated() -> None:
+    torch._dynamo.reset()
+    layer = make(wrap=True, weight_bits=3, activation_bits=4)
+    x = images(layer)
+    layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(out, layer(x))
+
+
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("reorder", [False, True])
 def test_gradients_of_samples_by_vmap(wrapping: dict, reorder: bool) -> None:

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from epim_nas import EpitomeConv2d, EpitomeLinear, EpitomeShape, InputError, SamplingPlan
+from epim_nas import (
+    Choice,
+    Design,
+    EpitomeConv2d,
+    EpitomeLinear,
+    EpitomeShape,
+    InputError,
+    SamplingPlan,
+    apply_design,
+)
 from epim_nas.epitome.quantization.activations import ActivationQuantizer, activation_step
 from epim_nas.epitome.quantization.ranges import gaussian_step
 from epim_nas.epitome.quantization.steps import weight_levels
@@ -137,6 +146,8 @@ def test_autocast_and_compile_free_export_run() -> None:
         ({"weight_bits": 40}, "weight_bits"),
         ({"activation_bits": 1}, "activation_bits"),
         ({"padding_mode": "mirror"}, "padding_mode"),
+        ({"padding": "full"}, "padding"),
+        ({"padding": "same", "stride": 2}, "padding"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict, field: str) -> None:
@@ -150,6 +161,26 @@ def test_projection_refuses_a_broken_weight() -> None:
         layer.project_from(torch.full((16, 8, 3, 3), float("nan")))
     with pytest.raises(InputError, match="16, 8, 3, 3"):
         layer.project_from(torch.zeros(16, 8, 1, 1))
+    with pytest.raises(InputError, match="importance"):
+        project(torch.zeros(16, 8, 3, 3), layer.plan, torch.ones(16, 1, 1, 1))
+
+
+def test_an_input_of_other_channels_is_refused_before_it_is_summed() -> None:
+    layer = EpitomeConv2d(8, 16, 3, shape=EpitomeShape(8, 4, 3, 3), wrap_in=True)
+    with pytest.raises(InputError, match="8 channels"):
+        layer(torch.zeros(1, 12, 5, 5))
+
+
+def test_an_epitome_that_does_not_fit_is_refused_with_layer_and_value() -> None:
+    design = Design("net", {"1": Choice(EpitomeShape(8, 9, 3, 3))})
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    with pytest.raises(InputError, match=r"layers\.1: epitome\.in_channels: 9 does not fit"):
+        apply_design(model, design)
+    nan = copy.deepcopy(model)
+    nn.init.constant_(nan[1].weight, float("inf"))
+    design = Design("net", {"1": Choice(EpitomeShape(8, 4, 3, 3))})
+    with pytest.raises(InputError, match=r"layers\.1: weight: has NaN or Inf"):
+        apply_design(nan, design)
 
 
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())

@@ -61,7 +61,8 @@ def test_design_file_and_layers_table(tmp_path: Path) -> None:
     first, last = read_csv(table_path)
     assert first == {
         "name": "a", "type": "conv", "weight_shape": "32x16x3x3", "epitome_shape": "16x8x4x4",
-        "rows": "128", "columns": "16", "patch": "16x8", "wrap": "true", "weight_bits": "3",
+        "rows": "128", "columns": "16", "patch": "16x8", "wrap": "true",
+        "wrap_in": "false", "weight_bits": "3",
         "activation_bits": "9", "size_fraction": repr(16 * 8 * 16 / (32 * 16 * 9)),
         "rounds": "2", "crossbars": "4", "latency_ns": "4.1",
         "energy_nj": repr(4 / 3),

@@ -16,6 +16,7 @@ StepRule = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
 @lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result
 def gaussian_step(levels: int) -> float:
     """The step, in standard deviations, that quantizes a normal variable with least error.
 

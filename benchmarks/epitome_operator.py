@@ -8,9 +8,9 @@ programs on the machine matter less.
 `bare` beside a wrapped plan is the time of a dense convolution with the channels that are left and
 of the bare copies or sums: what the plan cannot avoid as long as a dense convolution does the work.
 
-    OMP_NUM_THREADS=1 python benchmarks/operator.py --reuse-memory
-    OMP_NUM_THREADS=1 python benchmarks/operator.py --channels-last
-    python benchmarks/operator.py --batch 8 --repeats 3 --threads 2 --plans O/2 "wrap 4"
+    OMP_NUM_THREADS=1 python benchmarks/epitome_operator.py --reuse-memory
+    OMP_NUM_THREADS=1 python benchmarks/epitome_operator.py --channels-last
+    python benchmarks/epitome_operator.py --batch 8 --repeats 3 --threads 2 --plans O/2 "wrap 4"
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ class Shape:
             self.inputs, self.outputs, self.kernel, self.stride, self.padding, bias=False
         )
 
-    def epitome(self, plan: Plan) -> EpitomeConv2d | None:
+    def epitome(self, plan: Plan, reorder: bool = False) -> EpitomeConv2d | None:
         """The layer of a plan, None where it does not apply."""
         if self.inputs < 64 or (plan.growth and self.kernel != 3):
             return None  # the stem, which sees the image, is dense in every search space
         kernel = self.kernel + plan.growth
-        return EpitomeConv2d(
+        layer = EpitomeConv2d(
             self.inputs,
             self.outputs,
             self.kernel,
@@ -103,6 +103,10 @@ class Shape:
             wrap=plan.wrap,
             wrap_in=plan.wrap_in,
         )
+        if reorder:
+            orders = torch.randperm(self.outputs), torch.randperm(self.inputs)
+            layer.plan = layer.plan.reordered(orders[0].tolist(), [orders[1].tolist()])
+        return layer
 
 
 def shapes() -> Counter[Shape]:
@@ -150,7 +154,7 @@ class Sums(nn.Module):
         return sum(x.chunk(self.ratio, 1))
 
 
-def modules(layer: Shape, plans: Sequence[str], x: Tensor) -> dict[str, nn.Module]:
+def modules(layer: Shape, plans: Sequence[str], x: Tensor, reorder: bool) -> dict[str, nn.Module]:
     """What is timed of a layer: dense, the epitomes, and the parts that wrapping cannot avoid.
 
     The parts of ``wrap 4`` are ``wrap 4: conv``, a dense convolution with a quarter of the
@@ -158,7 +162,7 @@ def modules(layer: Shape, plans: Sequence[str], x: Tensor) -> dict[str, nn.Modul
     """
     found: dict[str, nn.Module] = {"dense": layer.dense()}
     for name in plans:
-        plan, epitome = PLANS[name], layer.epitome(PLANS[name])
+        plan, epitome = PLANS[name], layer.epitome(PLANS[name], reorder)
         if epitome is None:
             continue
         found[name] = epitome
@@ -212,7 +216,7 @@ def report(
     totals = [[0.0, 0.0] for _ in columns]
     for shape, count in counts.items():
         x = torch.randn(arguments.batch, shape.inputs, shape.size, shape.size)
-        layers = modules(shape, plans, x)
+        layers = modules(shape, plans, x, arguments.reorder)
         if arguments.channels_last:
             x = x.to(memory_format=torch.channels_last)
             for layer in layers.values():
@@ -258,6 +262,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--reuse-memory", action="store_true", help="keep freed memory (glibc)")
+    parser.add_argument("--reorder", action="store_true", help="channels in another order")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--layers", help="only shapes whose text contains this")
     arguments = parser.parse_args()
