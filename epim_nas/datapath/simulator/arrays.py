@@ -1,9 +1,9 @@
 """One layer's crossbars at work: from integer inputs to integer outputs, round by round.
 
-A round drives some word lines of some row groups. Row group by row group, the inputs arrive one
-digit a cycle, every column of every bit slice sums its currents, the ADC turns the sum into an
-integer, and what follows is digital: slices and digits are shifted and added, row groups and rounds
-are accumulated, and wrapped outputs are copied. See ``docs/simulator.md``.
+A round drives some word lines of some row groups, in row turns of as many lines as a crossbar has
+DACs. The inputs arrive one digit a cycle, every column of every bit slice sums the currents of one
+turn, the ADC turns the sum into an integer, and what follows is digital: turns, slices, digits, row
+groups and rounds are shifted and added, and wrapped outputs are copied. See ``docs/simulator.md``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class _Batch:
     Attributes:
         inputs: (U, T, n) input channels; T are summed. The channel after the last is zero.
         cells: (polarity, U, S, m, n Kh Kw) conductances.
-        packed: the columns of every conversion, packed; empty where cells or reads are not exact.
+        turns: the lines of every row turn.
+        packed: per row turn, the sides that are converted, packed; None where cells or reads are
+            not exact.
         targets: (U, m) output channels.
         weight_sums: (U, m) sums of the ideal integers.
         scales: (U, m) what a unit of the result counts; None where it is the same in all units.
@@ -71,7 +73,8 @@ class _Batch:
 
     inputs: Tensor
     cells: Tensor
-    packed: list[PackedSlices]
+    turns: list[slice]
+    packed: list[list[PackedSlices]] | None
     targets: Tensor
     weight_sums: Tensor
     scales: Tensor | None
@@ -88,6 +91,7 @@ class CrossbarArrays:
         rule: how a weight becomes cells.
         code: how inputs are driven.
         converter: the ADCs.
+        lines_at_once: DACs of a crossbar.
         devices: imperfections of reads.
         scales: (Oe, Ie or 1, 1, 1) what an integer counts where this differs between the row
             groups of an output; None where results are left as integers.
@@ -102,6 +106,7 @@ class CrossbarArrays:
         rule: SliceRule,
         code: InputCode,
         converter: ColumnConverter,
+        lines_at_once: int,
         devices: Devices,
         scales: Tensor | None,
         generator: torch.Generator,
@@ -109,6 +114,7 @@ class CrossbarArrays:
         self._layer, self._rule, self._code = layer, rule, code
         self._converter, self._devices, self._generator = converter, devices, generator
         self._kernel = layer.conv_shape[2:]
+        self._lines_at_once = lines_at_once
         ideal = _lines(weights, layer)
         self._batches = [
             self._batch(units, ideal, conductance, scales) for units in _units(layer).values()
@@ -124,8 +130,9 @@ class CrossbarArrays:
     def to(self, device: torch.device) -> CrossbarArrays:
         """The same crossbars with their tensors on a device."""
         for batch in self._batches:
-            for part in batch.packed:
-                part.to(device)
+            for sides in batch.packed or []:
+                for side in sides:
+                    side.to(device)
             for name in ("inputs", "cells", "targets", "weight_sums", "scales"):
                 value = getattr(batch, name)
                 setattr(batch, name, None if value is None else value.to(device))
@@ -133,16 +140,6 @@ class CrossbarArrays:
         self._slice_weights = self._slice_weights.to(device)
         self._digit_weights = self._digit_weights.to(device)
         return self
-
-    @property
-    def largest_sums(self) -> tuple[float, float]:
-        """Largest negative and positive sum that a column of the ideal cells can reach."""
-        low = high = 0.0
-        for batch in self._batches:
-            for sign, cells in zip((1, -1), batch.cells, strict=False):
-                total = float(cells.clamp(min=0).sum(-1).max()) * self._code.top
-                low, high = (low, max(high, total)) if sign > 0 else (min(low, -total), high)
-        return low, high
 
     def clipping_share(self) -> float:
         """Share of columns (of all rounds) whose sum can exceed what the ADC has codes for."""
@@ -154,13 +151,20 @@ class CrossbarArrays:
         return clipping / total
 
     def _column_bounds(self, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+        """Smallest and largest sum of every column, by row turn and side."""
         top = self._code.top
-        if len(batch.cells) == 1 or self._converter.each_side:
-            return [(0 * cells.sum(-1), top * cells.sum(-1)) for cells in batch.cells]
-        difference = _difference(batch.cells)
         return [
-            (top * difference.clamp(max=0).sum(-1), top * difference.clamp(min=0).sum(-1)),
+            (top * side.clamp(max=0).sum(-1), top * side.clamp(min=0).sum(-1))
+            for turn in batch.turns
+            for side in self._sides(batch.cells[..., turn])
         ]
+
+    def _sides(self, cells: Tensor) -> list[Tensor]:
+        """What is converted of (1 or 2, ...) cells: single crossbars, both sides of a pair, or
+        the difference of a pair."""
+        if len(cells) == 1 or self._converter.each_side:
+            return list(cells)
+        return [cells[0] - cells[1]]
 
     def __call__(self, x: Tensor, stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
         """The outputs of integer inputs.
@@ -221,7 +225,9 @@ class CrossbarArrays:
         sums = self._convert(batch, units, windows)  # (D N, U, S, m, P)
         positions = sums.shape[-1]
         sums = _weighted_sum(
-            self._slice_weights, sums.view(-1, slices, columns * positions), self._converter.top
+            self._slice_weights,
+            sums.view(-1, slices, columns * positions),
+            self._converter.top * len(batch.turns),
         )
         result = torch.matmul(
             self._digit_weights, sums.double().view(code.digits, -1)
@@ -238,18 +244,25 @@ class CrossbarArrays:
 
     def _convert(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
         """(D N, U, S, m, P) the ADCs' integers for windows (D N, U, lines, P)."""
-        if batch.packed:
-            sums = [self._converter(part.sums(windows, units)) for part in batch.packed]
-        else:
-            cells = batch.cells[:, units]
-            sides = list(cells[:, None]) if self._converter.each_side else [cells]
-            sums = [self._converter(self._analogue(side, windows)) for side in sides]
-        return sums[0] if len(sums) == 1 else sums[0] - sums[1]
+        total: Tensor | None = None
+        for index, turn in enumerate(batch.turns):
+            driven = windows[:, :, turn]
+            if batch.packed is not None:
+                sums = [side.sums(driven, units) for side in batch.packed[index]]
+            else:
+                cells = batch.cells[:, units, ..., turn]
+                sides = cells[:, None] if self._converter.each_side else [cells]
+                sums = [self._currents(side, driven) for side in sides]
+            for sign, values in zip((1, -1), sums, strict=False):
+                converted = self._converter(values)
+                total = converted if total is None else total.add_(converted, alpha=sign)
+        assert total is not None
+        return total
 
-    def _analogue(self, cells: Tensor, windows: Tensor) -> Tensor:
-        """The currents of columns: cells (polarity, U, S, m, lines)."""
-        shape = cells.shape[2:4]
-        sums = torch.matmul(_difference(cells).flatten(1, 2), windows)
+    def _currents(self, cells: Tensor, windows: Tensor) -> Tensor:
+        """(D N, U, S, m, P) the currents of columns with cells (polarity, U, S, m, lines)."""
+        signed = cells[0] if len(cells) == 1 else cells[0] - cells[1]
+        sums = torch.matmul(signed.flatten(1, 2), windows)
         if self._devices.read_noise:
             # Independent noise of every cell adds up in its squares.
             power = torch.matmul(cells.square().sum(0).flatten(1, 2), windows.square())
@@ -257,7 +270,7 @@ class CrossbarArrays:
                 sums.shape, generator=self._generator, device=self._generator.device
             )
             sums += self._devices.read_noise * power.sqrt() * noise.to(sums.device)
-        return sums.unflatten(2, shape)
+        return sums.unflatten(2, cells.shape[2:4])
 
     def _batch(
         self,
@@ -283,10 +296,16 @@ class CrossbarArrays:
         channels = np.array(inputs)
         cells = conductance[:, line[:, None, :], column[:, :, None]]  # (.., U, m, lines, S)
         cells = cells.permute(0, 1, 4, 2, 3).contiguous()
+        count, exact = cells.shape[-1], self._devices.ideal
+        turns = [
+            slice(start, min(start + self._lines_at_once, count))
+            for start in range(0, count, self._lines_at_once)
+        ]
         result = _Batch(
             inputs=torch.from_numpy(np.where(channels == NOTHING, nothing, channels)),
             cells=cells,
-            packed=self._packed(cells) if self._devices.ideal else [],
+            turns=turns,
+            packed=[self._packed(cells[..., turn]) for turn in turns] if exact else None,
             targets=torch.from_numpy(np.array(targets)),
             weight_sums=ideal[line[:, None, :], column[:, :, None]].sum(-1),
             scales=None,
@@ -298,13 +317,7 @@ class CrossbarArrays:
 
     def _packed(self, cells: Tensor) -> list[PackedSlices]:
         largest = float(cells.sum(-1).max()) * self._code.top
-        sides = list(cells) if self._converter.each_side else [_difference(cells)]
-        return [PackedSlices(side, largest) for side in sides]
-
-
-def _difference(cells: Tensor) -> Tensor:
-    """What one conversion sees of (1 or 2, ...) sides: single crossbars, or a pair's difference."""
-    return cells[0] if len(cells) == 1 else cells[0] - cells[1]
+        return [PackedSlices(side, largest) for side in self._sides(cells)]
 
 
 def _row_group(layer: LayerTables, turn: int) -> IntArray:

@@ -75,19 +75,20 @@ class SimulatedLayer(nn.Module):
             )
         self.name, self.source, self._stored = name, source, stored
         self.input_step = step
+        parts = Components.of(chip)
         rule = SliceRule.of(source.weight_bits, chip)
         tables = LayerTables.build(name, stored.plan, source.weight_bits, chip)
         signed = bool(source.activation.signed)
         self._range = source.activation.range(signed)
         slabs = tables.tables.ifat.shape[1]
         bits = source.activation.bits + (slabs - 1).bit_length()
-        self._code = InputCode(bits, Components.of(chip).dac.bits, 1 << (bits - 1) if signed else 0)
+        self._code = InputCode(bits, parts.dac.bits, 1 << (bits - 1) if signed else 0)
         scales = torch.from_numpy(stored.scales)
         self._by_row_group = scales.shape[1] > 1
         ideal = devices.ideal
         pair = rule.polarity == 2
         digital = pair and chip.mapping.subtraction == "digital"
-        largest = self._code.top * ((1 << rule.cell_bits) - 1) * chip.crossbar.rows
+        largest = self._code.top * ((1 << rule.cell_bits) - 1) * min(chip.crossbar.rows, parts.dacs)
         self.converter = ColumnConverter(
             converter, signed=pair and not digital, each_side=digital, largest=largest, whole=ideal
         )
@@ -98,6 +99,7 @@ class SimulatedLayer(nn.Module):
             rule,
             self._code,
             self.converter,
+            parts.dacs,
             devices,
             scales if self._by_row_group else None,
             generator,
