@@ -119,7 +119,7 @@ class CrossbarArrays:
         self._batches = [
             self._batch(units, ideal, conductance, scales) for units in _units(layer).values()
         ]
-        self._copies = _copies(layer)
+        self._copies: tuple[Tensor, ...] = _copies(layer)
         self._slice_weights = torch.tensor(
             [1 << (k * rule.cell_bits) for k in range(rule.slices)], dtype=torch.float64
         )
