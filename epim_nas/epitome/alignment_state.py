@@ -45,7 +45,7 @@ class AlignmentState:
         orders = plan.in_order or [range(inputs)] * plan.out_slabs
         self.in_orders: IntArray = np.array([list(order) for order in orders[: self.scopes]])
         self._factor = np.broadcast_to(importance, plan.conv_shape).reshape(outputs, inputs, kernel)
-        self._per_output = importance.size <= outputs
+        self._per_output = importance.shape[1:] == (1, 1, 1)
         self._weighted = weight.reshape(outputs, inputs, kernel) * self._factor
         self._energy = float((self._weighted * weight.reshape(outputs, inputs, kernel)).sum())
         self._slab = np.arange(outputs) // plan.patch[0]

@@ -82,15 +82,15 @@ def project(weight: Tensor, plan: SamplingPlan, importance: Tensor | None = None
         return weight
     if importance is None:
         count = torch.as_tensor(plan.repeats, device=weight.device, dtype=weight.dtype)
-        return _collect(weight, plan) / count.clamp(min=1)
+        return collect(weight, plan) / count.clamp(min=1)
     factor = importance.to(weight.dtype)
     # A vanishing importance everywhere would lose the element; a tiny floor keeps the mean.
     factor = factor + factor.mean().clamp(min=torch.finfo(weight.dtype).tiny) * 1e-6
-    norm = _collect(factor, plan)
-    return _collect(weight * factor, plan) / torch.where(norm > 0, norm, torch.ones_like(norm))
+    norm = collect(factor, plan)
+    return collect(weight * factor, plan) / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-def _collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
+def collect(weight: Tensor, plan: SamplingPlan) -> Tensor:
     """The sum over the replicas of every epitome element: the adjoint of :func:`expand`."""
     _, _, kernel_h, kernel_w = plan.conv_shape
     total = weight.new_zeros(plan.shape.as_tuple)
