@@ -11,7 +11,7 @@ never rises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,16 @@ def align(
                 best, orders = state.error, (state.out_order.copy(), state.in_orders.copy())
     found = plan.reordered(orders[0].tolist(), orders[1].tolist())
     return Alignment(found, before, best)
+
+
+def align_plans(
+    weight: npt.ArrayLike, plans: Sequence[SamplingPlan], search: AlignmentSearch | None = None
+) -> list[SamplingPlan]:
+    """Each plan of one weight with its channels aligned; equal plans are aligned once."""
+    found = {plan: plan for plan in plans}
+    for plan in found:
+        found[plan] = align(weight, plan, search=search).plan
+    return [found[plan] for plan in plans]
 
 
 def _descend(state: AlignmentState, rng: np.random.Generator, search: AlignmentSearch) -> None:

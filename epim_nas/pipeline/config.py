@@ -93,6 +93,19 @@ class TrainingConfig(Strict):
     distillation: Fraction = 0.0
 
 
+class ProjectionConfig(Strict):
+    """How epitomes start from the trained weights.
+
+    Attributes:
+        align: put the channels of every layer in the order in which the epitome fits best.
+        outputs: augmented training images to project a single design onto the outputs of its
+            layers with (``evaluate`` without weights, ``finetune``); 0 for its weights alone.
+    """
+
+    align: bool = True
+    outputs: Annotated[int, pydantic.Field(ge=0)] = 0
+
+
 class SensitivityConfig(Strict):
     """The sensitivity pass.
 
@@ -189,6 +202,7 @@ class RunConfig(Strict):
         budget: the crossbar budget.
         objectives: what the front is over.
         baseline: training of the network when no weights are given.
+        projection: how epitomes start from the trained weights.
         sensitivity: the additive score.
         supernet: training of the shared weights.
         search: the search.
@@ -210,6 +224,7 @@ class RunConfig(Strict):
         default=["accuracy", "latency_ns", "energy_nj"], min_length=1
     )
     baseline: TrainingConfig = TrainingConfig(steps=3000, lr=0.1)
+    projection: ProjectionConfig = ProjectionConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from epim_nas.data.base import Split
+from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
@@ -127,7 +128,8 @@ def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
     """The untrained supernet, its activation ranges calibrated."""
     config = setup.config
     device = resolve_device(config.device)
-    supernet = Supernet(setup.model, setup.network, space).to(device)
+    search = AlignmentSearch() if config.projection.align else None
+    supernet = Supernet(setup.model, setup.network, space, search).to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
 

@@ -52,6 +52,7 @@ def _default(model: type[pydantic.BaseModel], name: str) -> Any:
         ("`data`", DataConfig),
         ("`hardware`", c.HardwareConfig),
         ("`budget`", c.BudgetConfig),
+        ("`projection`", c.ProjectionConfig),
         ("`sensitivity`", c.SensitivityConfig),
         ("`search`", c.SearchConfig),
         ("`executor`", c.ExecutorConfig),
