@@ -67,14 +67,18 @@ class Subject:
         self.network: Network = trace(model, data.input_shape, name)
         self.layers = [layer for layer in self.network.weighted if layer.type == "conv"][1:]
         self.calibration = data.calibration_batches(CALIBRATION, 250)
-        self.test = list(data.batches("test", 500, images))
+        # Images may be in the order of their classes: take them evenly.
+        everything = list(data.batches("test", 500))
+        every = max(1, data.sizes["test"] // images)
+        x, y = (torch.cat(parts)[::every] for parts in zip(*everything, strict=True))
+        self.test = list(zip(x.split(500), y.split(500), strict=True))
         names = [layer.name for layer in self.layers]
         started = time.monotonic()
         self.covariances = input_covariances(model, self.calibration, names)
         self.importance = batch_norm_importance(model)
         print(
             f"\n{name}: {len(names)} layers, top-1 {100 * self.accuracy(model, False):.1f} % of "
-            f"{images} test images; covariances of {CALIBRATION} images took "
+            f"{len(y)} test images; covariances of {CALIBRATION} images took "
             f"{time.monotonic() - started:.0f} s",
             flush=True,
         )
