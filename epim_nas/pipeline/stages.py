@@ -128,7 +128,11 @@ def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
     """The untrained supernet, its activation ranges calibrated."""
     config = setup.config
     device = resolve_device(config.device)
-    search = AlignmentSearch() if config.projection.align else None
+    # One descent: a search may have a thousand plans, and restarts gain little.
+    search = AlignmentSearch(restarts=0, tolerance=1e-3) if config.projection.align else None
+    if search is not None:
+        choices = sum(len(choices) for choices in space.layer_choices.values())
+        log.info("aligning the channels of %d choices", choices)
     supernet = Supernet(setup.model, setup.network, space, search).to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
