@@ -7,8 +7,6 @@ are kept; a move changes the rows and columns of its channels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
@@ -46,6 +44,7 @@ class AlignmentState:
         self.in_orders: IntArray = np.array([list(order) for order in orders[: self.scopes]])
         self._factor = np.broadcast_to(importance, plan.conv_shape).reshape(outputs, inputs, kernel)
         self._per_output = importance.shape[1:] == (1, 1, 1)
+        self._uniform = importance.size == 1
         self._weighted = weight.reshape(outputs, inputs, kernel) * self._factor
         self._energy = float((self._weighted * weight.reshape(outputs, inputs, kernel)).sum())
         self._slab = np.arange(outputs) // plan.patch[0]
@@ -132,8 +131,7 @@ class AlignmentState:
         """
         scope = min(slab, self.scopes - 1)
         order, columns = self.in_orders[scope], self._columns[scope]
-        same = self._per_output and self._factor.strides[0] == 0
-        counted = channels[:1] if same else channels
+        counted = channels[:1] if self._uniform else channels
         added = np.zeros((len(channels), self.plan.shape.rows))
         counts = np.zeros((len(counted), self.plan.shape.rows))
         for start in range(0, len(order), self.plan.patch[1]):
@@ -185,8 +183,8 @@ def assignment_gains(
     if len(added_counts) == 1:
         inverse = 1 / np.maximum(counts + added_counts, tiny)
         constant = (np.square(sums) * inverse).sum(1)
-        product: Any = (2 * sums * inverse) @ added.T + inverse @ np.square(added).T
-        return np.asarray(product + constant[:, None])
+        product: FloatArray = (2 * sums * inverse) @ added.T + inverse @ np.square(added).T
+        return product + constant[:, None]
     gains = np.zeros((len(sums), len(added)))
     if patterns is None:
         for place, (total, count) in enumerate(zip(sums, counts, strict=True)):

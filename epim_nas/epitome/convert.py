@@ -95,6 +95,8 @@ def align_layer(
         importance: of its elements.
         search: how long to search.
     """
+    if importance is not None and importance.dim() < 4:  # of a linear layer
+        importance = importance[..., None, None]
     found = find_order(
         weight.detach().double().cpu().numpy(),
         layer.plan,

@@ -41,8 +41,14 @@ def project_outputs(
         (Oe, Ie, He, We).
 
     Raises:
-        InputError: a covariance of another size.
+        InputError: a covariance or an importance of another size.
     """
+    if importance is not None and tuple(importance.shape) != (plan.conv_shape[0], 1, 1, 1):
+        raise InputError(
+            "importance",
+            f"got the shape {tuple(importance.shape)}",
+            f"one value an output channel, {(plan.conv_shape[0], 1, 1, 1)}",
+        )
     factor = None if importance is None else importance.expand_as(weight)
     epitome = project(weight, plan, factor)
     size = plan.conv_shape[1] * plan.conv_shape[2] * plan.conv_shape[3]

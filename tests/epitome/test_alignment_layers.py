@@ -189,6 +189,8 @@ def test_output_projection_with_a_white_input_is_the_projection() -> None:
     torch.testing.assert_close(project_outputs(weight, plan, covariance), project(weight, plan))
     with pytest.raises(InputError, match=r"covariance.*\(1, 54, 54\)"):
         project_outputs(weight, plan, covariance[:, :50, :50])
+    with pytest.raises(InputError, match=r"importance.*\(8, 1, 1, 1\)"):
+        project_outputs(weight, plan, covariance, importance=torch.ones(8, 6, 3, 3))
 
 
 def test_covariances_are_those_of_what_the_layers_multiply() -> None:
