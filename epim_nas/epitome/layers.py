@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
+from epim_nas.epitome.output_projection import project_outputs
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import (
     ActivationQuantizer,
@@ -23,6 +25,8 @@ from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 
 _DEFAULT_QUANTIZATION = Quantization()
+ORDER_BUFFERS = ("out_order", "in_order")
+"""Buffers of an epitome layer that are there only where its channels are reordered."""
 
 
 class _EpitomeLayer(nn.Module):
@@ -76,13 +80,20 @@ class _EpitomeLayer(nn.Module):
         return quantized
 
     @torch.no_grad()
-    def project_from(self, weight: Tensor, importance: Tensor | None = None) -> None:
-        """Start from a trained dense weight by least squares (:func:`.sampling.project`).
+    def project_from(
+        self, weight: Tensor, importance: Tensor | None = None, covariance: Tensor | None = None
+    ) -> None:
+        """Start from a trained dense weight by least squares.
+
+        By the error of the weight (:func:`.sampling.project`), or, with a covariance, by that of
+        the layer's outputs (:func:`.output_projection.project_outputs`).
 
         Args:
             weight: the dense weight, of the convolution's (O, I/groups, Kh, Kw) or of a linear
                 layer's (O, I).
-            importance: optional importance of its elements, same shape.
+            importance: optional importance of its elements, of a shape that broadcasts to the
+                convolution's; with a covariance (O, 1, 1, 1).
+            covariance: (groups, n, n) of the layer's inputs, n = I/groups * Kh * Kw.
 
         Raises:
             InputError: the weight has another shape, or NaN or Inf in it.
@@ -92,9 +103,46 @@ class _EpitomeLayer(nn.Module):
         if not torch.isfinite(weight).all():
             raise InputError("weight", "has NaN or Inf in it", "finite values")
         shape = self.plan.conv_shape
-        factor = None if importance is None else importance.reshape(shape)
-        self.epitome.copy_(project(weight.reshape(shape), self.plan, factor))
+        weight = weight.reshape(shape)
+        if covariance is not None:
+            epitome = project_outputs(weight, self.plan, covariance, importance=importance)
+        elif importance is not None:
+            if importance.dim() < 4:  # of a linear layer
+                importance = importance[..., None, None]
+            epitome = project(weight, self.plan, importance.expand(shape))
+        else:
+            epitome = project(weight, self.plan)
+        self.epitome.copy_(epitome)
         self.weight_quantizer.calibrate(self.epitome)
+
+    def reorder(
+        self, out_order: Sequence[int] | None, in_order: Sequence[Sequence[int]] | None
+    ) -> None:
+        """Put other channels at the plan's positions (:meth:`.SamplingPlan.reordered`).
+
+        The epitome stays as it is: project again, or load its weights. The orders become buffers of
+        the layer, so that they travel with its state.
+
+        Raises:
+            InputError: not a permutation, or one that the hardware cannot follow.
+        """
+        self.plan = self.plan.reordered(out_order, in_order)
+        for name in ORDER_BUFFERS:
+            order = getattr(self.plan, name)
+            if order is None:
+                self._buffers.pop(name, None)
+            else:
+                values = torch.tensor(order, dtype=torch.int32, device=self.epitome.device)
+                self.register_buffer(name, values)
+
+    def _load_from_state_dict(  # type: ignore[no-untyped-def]
+        self, state_dict, prefix, *args, **kwargs
+    ) -> None:
+        if prefix + "epitome" in state_dict:
+            # An epitome means nothing without the order that it was made for.
+            orders = [state_dict.get(prefix + name) for name in ORDER_BUFFERS]
+            self.reorder(*(None if order is None else order.tolist() for order in orders))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _input(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)

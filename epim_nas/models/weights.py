@@ -22,6 +22,9 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every key."""
 
 _UNUSED_COUNTER = "num_batches_tracked"
+_ORDERS = (".out_order", ".in_order")
+"""Orders of an epitome's channels: a state has them where they differ from the network's own."""
+
 _SHOWN = 5
 _FOLDER = Path(__file__).parent / "weights"
 
@@ -241,8 +244,8 @@ def _strip_prefixes(
 def _check_keys(
     state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    missing = [k for k in expected if k not in state and not k.endswith(_UNUSED_COUNTER)]
-    unexpected = [k for k in state if k not in expected and not k.endswith(_UNUSED_COUNTER)]
+    missing = [k for k in expected if k not in state and not _is_optional(k, expected)]
+    unexpected = [k for k in state if k not in expected and not _is_optional(k, expected)]
     parts = [
         f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
         for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
@@ -254,6 +257,12 @@ def _check_keys(
             "the tensors are not the model's: " + " and ".join(parts),
             hint="Is it a checkpoint of this model, with the same depth and arguments?",
         )
+
+
+def _is_optional(key: str, expected: Mapping[str, torch.Tensor]) -> bool:
+    if key.endswith(_UNUSED_COUNTER):
+        return True
+    return key.endswith(_ORDERS) and f"{key.rpartition('.')[0]}.epitome" in expected
 
 
 def _check_values(

@@ -37,6 +37,16 @@ def trace_model(
     return network
 
 
+def trace_graph(model: nn.Module) -> fx.Graph:
+    """The graph of a model in evaluation mode; layers are calls of modules.
+
+    Raises:
+        InputError: the model cannot be traced.
+    """
+    with _evaluation_mode(model):
+        return _trace_graph(_Tracer(), model)
+
+
 class _Tracer(fx.Tracer):
     """Records for every node the path of the module that contains it."""
 

@@ -136,6 +136,19 @@ class QuantizationConfig(Strict):
         return quantized_by_crossbar(options, chip) if self.granularity == "crossbar" else options
 
 
+class ProjectionConfig(Strict):
+    """How epitomes start from the trained weights.
+
+    Attributes:
+        align: put the channels of every layer in the order in which the epitome fits best.
+        outputs: augmented training images to project a single design onto the outputs of its
+            layers with (``evaluate`` without weights, ``finetune``); 0 for its weights alone.
+    """
+
+    align: bool = True
+    outputs: Annotated[int, pydantic.Field(ge=0)] = 0
+
+
 class SensitivityConfig(Strict):
     """The sensitivity pass.
 
@@ -233,6 +246,7 @@ class RunConfig(Strict):
         objectives: what the front is over.
         quantization: how weights and inputs are quantized.
         baseline: training of the network when no weights are given.
+        projection: how epitomes start from the trained weights.
         sensitivity: the additive score.
         supernet: training of the shared weights.
         search: the search.
@@ -255,6 +269,7 @@ class RunConfig(Strict):
     )
     baseline: TrainingConfig = TrainingConfig(steps=3000, lr=0.1)
     quantization: QuantizationConfig = QuantizationConfig()
+    projection: ProjectionConfig = ProjectionConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()

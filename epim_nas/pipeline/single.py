@@ -13,6 +13,7 @@ from epim_nas.data.base import SPLITS, Split
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError, nearest
 from epim_nas.files import make_folder
 from epim_nas.models.weights import load_weights, save_weights
@@ -168,7 +169,19 @@ def _load(
 
 def _start(setup: Setup, design: Design) -> nn.Module:
     """The projected, calibrated network of a design."""
-    model = apply_design(setup.model, design, quantization=setup.quantization)
+    projection, covariances = setup.config.projection, None
+    if projection.outputs:
+        size = min(projection.outputs, setup.config.search.batch_size)
+        batches = setup.data.calibration_batches(projection.outputs, size, setup.config.seed + 5)
+        layers = [name for name, choice in design.choices.items() if choice.shape is not None]
+        covariances = input_covariances(setup.model.cpu().eval(), batches, layers)
+    model = apply_design(
+        setup.model,
+        design,
+        quantization=setup.quantization,
+        align=projection.align,
+        covariances=covariances,
+    )
     images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:

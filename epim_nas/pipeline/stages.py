@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from epim_nas.data.base import Split
+from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
@@ -127,7 +128,12 @@ def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
     """The untrained supernet, its activation ranges calibrated."""
     config = setup.config
     device = resolve_device(config.device)
-    supernet = Supernet(setup.model, setup.network, space, setup.quantization).to(device)
+    # One descent: a search may have a thousand plans, and restarts gain little.
+    search = AlignmentSearch(restarts=0, tolerance=1e-3) if config.projection.align else None
+    if search is not None:
+        choices = sum(len(choices) for choices in space.layer_choices.values())
+        log.info("aligning the channels of %d choices", choices)
+    supernet = Supernet(setup.model, setup.network, space, setup.quantization, search).to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from epim_nas.epitome.alignment import AlignmentSearch, align_plans
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Choice
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
 from epim_nas.epitome.layers import _EpitomeLayer
+from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import (
     ActivationQuantizer,
     Quantization,
@@ -53,13 +55,13 @@ class SuperLayer(nn.Module):
         self,
         dense: nn.Conv2d | nn.Linear,
         choices: Sequence[Choice],
-        plans: list,
+        plans: Sequence[SamplingPlan],
         quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
     ) -> None:
         super().__init__()
         self.dense = dense
         self.choices = tuple(choices)
-        self.plans = plans
+        self.plans = tuple(plans)
         self.active: int | None = None
         self._options = [
             quantization_for(quantization, plan, choice.weight_bits)
@@ -104,6 +106,8 @@ class Supernet(nn.Module):
         network: its traced geometry.
         space: the search space; its layers are module paths of ``model``.
         quantization: how weights and inputs are quantized, or a rule that says it of each choice.
+        align: order the channels of every choice so that it fits the trained weights best; how
+            long to search for the order, None to keep the network's own.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Supernet(nn.Module):
         network: Network,
         space: SearchSpace,
         quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
+        align: AlignmentSearch | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -122,6 +127,8 @@ class Supernet(nn.Module):
             module = self.model.get_submodule(name)
             assert isinstance(module, (nn.Conv2d, nn.Linear)), name
             plans = [choice.plan(network[name]) for choice in choices]
+            if align is not None:
+                plans = align_plans(module.weight.detach().double().cpu().numpy(), plans, align)
             layer = SuperLayer(module, choices, plans, quantization)
             self.layers[name] = layer
             parent, _, last = name.rpartition(".")
@@ -187,9 +194,15 @@ class Supernet(nn.Module):
         choices: Mapping[str, Choice] = self.space.design(row).choices
         for name, choice in choices.items():
             layer = model.get_submodule(name)
+            if not isinstance(layer, _EpitomeLayer):
+                continue
+            source_layer = self.layers[name]
+            plan = source_layer.plans[source_layer.choices.index(choice)]
+            if plan != layer.plan:
+                layer.reorder(plan.out_order, plan.in_order)
+                layer.project_from(source_layer.dense.weight)
             if choice.activation_bits is not None:
-                assert isinstance(layer, _EpitomeLayer)
                 assert layer.activation is not None
-                source = self.layers[name].activations[str(choice.activation_bits)]
+                source = source_layer.activations[str(choice.activation_bits)]
                 layer.activation.load_state_dict(source.state_dict())
         return model

@@ -53,6 +53,7 @@ def _default(model: type[pydantic.BaseModel], name: str) -> Any:
         ("`hardware`", c.HardwareConfig),
         ("`budget`", c.BudgetConfig),
         ("`quantization`", c.QuantizationConfig),
+        ("`projection`", c.ProjectionConfig),
         ("`sensitivity`", c.SensitivityConfig),
         ("`search`", c.SearchConfig),
         ("`executor`", c.ExecutorConfig),

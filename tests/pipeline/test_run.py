@@ -280,6 +280,8 @@ def test_export_of_weights_alone(finished: Path, tmp_path: Path) -> None:
     for name, choice in design.choices.items():
         if choice.shape is not None:
             assert tuple(state[f"{name}.epitome"].shape) == choice.shape.as_tuple
+            # Aligned: without its order the epitome would be of no use.
+            assert {f"{name}.out_order", f"{name}.in_order"} & set(state)
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
 
@@ -326,3 +328,11 @@ def test_finetune_and_evaluate_its_weights(
     projected = answer(capsys, "evaluate", design, "--run", run, "--split", "validation")
     assert projected["weights"] == "projected"
     assert projected["accuracy"] == tuned["before"]
+    losses = {}
+    for change in ("align=true", "align=false", "outputs=64"):
+        losses[change] = answer(
+            capsys, "evaluate", design, "--run", run, "--split", "validation",
+            "--set", f"projection.{change}",
+        )["loss"]  # fmt: skip
+    assert losses["align=true"] == projected["loss"]
+    assert len(set(losses.values())) == 3
