@@ -104,13 +104,83 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="validation or test.")] = "test",
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Through the crossbar simulator.")
+    ] = False,
+    adc_bits: Annotated[
+        str, typer.Option("--adc-bits", metavar="N,N,...", help="Bits of the ADCs to simulate.")
+    ] = "4,5,6,7,8,9",
+    variation: Annotated[
+        str,
+        typer.Option(
+            "--variation",
+            metavar="X,X,...",
+            help="Simulated log-normal variations of the cells' conductance.",
+        ),
+    ] = "0,0.1",
+    adc_range: Annotated[
+        str,
+        typer.Option(
+            "--adc-range", help="unit (clips), full (rounds), or calibrated; see docs/simulator.md."
+        ),
+    ] = "unit",
+    stuck_off: Annotated[
+        float, typer.Option("--stuck-off", help="Share of simulated cells stuck at 0.")
+    ] = 0.0,
+    stuck_on: Annotated[
+        float, typer.Option("--stuck-on", help="Share of simulated cells stuck at the top level.")
+    ] = 0.0,
+    read_noise: Annotated[
+        float, typer.Option("--read-noise", help="Relative noise of a simulated cell's current.")
+    ] = 0.0,
+    drift: Annotated[
+        str,
+        typer.Option(
+            "--drift",
+            metavar="EXPONENT,SPREAD,TIME",
+            help="Simulated drift: the conductance falls with time^-exponent.",
+        ),
+    ] = "0,0,1",
+    seed: Annotated[int, typer.Option("--seed", help="Of the simulated cells.")] = 0,
+    images: Annotated[int, typer.Option("--images", help="Images to simulate.")] = 256,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the figure; simulated/DESIGN by default."),
+    ] = None,
     set_: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure the accuracy of one design.
+    """Measure the accuracy of one design, in torch or through the crossbar simulator.
 
-    epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --json
+        epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --json
+        epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --simulate
+
+    Simulated, it prints top-1 accuracy against ADC bits and variation, and draws it.
     """
+    if simulate:
+        from epim_nas.cli.simulate import simulate_command
+
+        simulate_command(
+            design,
+            run,
+            weights=weights,
+            split=split,
+            adc_bits=adc_bits,
+            variation=variation,
+            adc_range=adc_range,
+            imperfections={
+                "stuck_off": stuck_off,
+                "stuck_on": stuck_on,
+                "read_noise": read_noise,
+            },
+            drift=drift,
+            seed=seed,
+            images=images,
+            out=out,
+            overrides=set_,
+            json_=json_,
+        )
+        return
     from epim_nas.pipeline.single import evaluate_design
 
     result = evaluate_design(design, run, weights=weights, split=split, overrides=set_)

@@ -127,20 +127,6 @@ class CrossbarArrays:
             [1 << (k * code.dac_bits) for k in range(code.digits)], dtype=torch.float64
         )
 
-    def to(self, device: torch.device) -> CrossbarArrays:
-        """The same crossbars with their tensors on a device."""
-        for batch in self._batches:
-            for sides in batch.packed or []:
-                for side in sides:
-                    side.to(device)
-            for name in ("inputs", "cells", "targets", "weight_sums", "scales"):
-                value = getattr(batch, name)
-                setattr(batch, name, None if value is None else value.to(device))
-        self._copies = tuple(index.to(device) for index in self._copies)
-        self._slice_weights = self._slice_weights.to(device)
-        self._digit_weights = self._digit_weights.to(device)
-        return self
-
     def clipping_share(self) -> float:
         """Share of columns (of all rounds) whose sum can exceed what the ADC has codes for."""
         clipping = total = 0
@@ -185,9 +171,8 @@ class CrossbarArrays:
             )
         ]
         positions = size[0] * size[1]
-        outputs = x.new_zeros(
-            (len(x), self._layer.conv_shape[0], positions), dtype=torch.float64
-        )
+        outputs = x.new_zeros((len(x), self._layer.conv_shape[0], positions), dtype=torch.float64)
+        self._move_to(x.device)
         x = F.pad(x.to(torch.int32), (0, 0, 0, 0, 0, 1))  # the channel that is nothing
         for batch in self._batches:
             held = self._code.digits * batch.cells[0, 0].numel() // batch.cells.shape[-1]
@@ -229,9 +214,9 @@ class CrossbarArrays:
             sums.view(-1, slices, columns * positions),
             self._converter.top * len(batch.turns),
         )
-        result = torch.matmul(
-            self._digit_weights, sums.double().view(code.digits, -1)
-        ).view(images, count, columns, positions)
+        result = torch.matmul(self._digit_weights, sums.double().view(code.digits, -1)).view(
+            images, count, columns, positions
+        )
         if self._rule.offset:
             driven_sums = windows.sum(2, dtype=torch.float64).view(code.digits, -1)
             total = torch.matmul(self._digit_weights, driven_sums)
@@ -271,6 +256,20 @@ class CrossbarArrays:
             )
             sums += self._devices.read_noise * power.sqrt() * noise.to(sums.device)
         return sums.unflatten(2, cells.shape[2:4])
+
+    def _move_to(self, device: torch.device) -> None:
+        if self._slice_weights.device == device:
+            return
+        for batch in self._batches:
+            for sides in batch.packed or []:
+                for side in sides:
+                    side.to(device)
+            for name in ("inputs", "cells", "targets", "weight_sums", "scales"):
+                value = getattr(batch, name)
+                setattr(batch, name, None if value is None else value.to(device))
+        self._copies = tuple(index.to(device) for index in self._copies)
+        self._slice_weights = self._slice_weights.to(device)
+        self._digit_weights = self._digit_weights.to(device)
 
     def _batch(
         self,

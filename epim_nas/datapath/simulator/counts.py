@@ -19,9 +19,12 @@ from epim_nas.datapath.cells import SliceRule
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.round_use import RoundUse
 from epim_nas.datapath.tables import NOTHING
+from epim_nas.epitome.design import Design
+from epim_nas.errors import InputError
+from epim_nas.hardware.bits import DataFlow
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.components import Components
-from epim_nas.network.spec import LayerSpec
+from epim_nas.network.spec import LayerSpec, Network
 
 
 @dataclass
@@ -43,6 +46,45 @@ class Slot:
     tiles: set[int] = field(default_factory=set)
     accumulates: bool = False
     emits: bool = False
+
+
+def count_network(network: Network, design: Design, chip: Chip) -> dict[str, dict[str, int]]:
+    """The events of one inference of every layer with weights, by its name.
+
+    Args:
+        network: the network.
+        design: a choice with weight and activation bits for every layer with weights.
+        chip: the chip.
+
+    Raises:
+        InputError: a layer is in floating point, or its epitome does not fit.
+    """
+    bits = []
+    for spec in network.weighted:
+        choice = design[spec.name]
+        if choice.weight_bits is None or choice.activation_bits is None:
+            raise InputError(
+                f"layer {spec.name}",
+                "is in floating point",
+                "weight and activation bits for every layer",
+            )
+        bits.append(float(choice.activation_bits))
+    written = DataFlow(network).output_bits(np.array(bits))
+    events = {}
+    for spec, output_bits in zip(network.layers, written, strict=True):
+        if spec.has_weight:
+            choice = design[spec.name]
+            assert choice.weight_bits is not None
+            assert choice.activation_bits is not None
+            events[spec.name] = count_events(
+                spec,
+                LayerTables.of(spec, choice, chip),
+                SliceRule.of(choice.weight_bits, chip),
+                choice.activation_bits,
+                int(output_bits),
+                chip,
+            )
+    return events
 
 
 def count_events(

@@ -111,8 +111,13 @@ class SimulatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` as the source takes it; the output of the source's shape, float32."""
+        # Sums of integers are exact in float32, not in what autocast would compute with.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         low, high = self._range
-        integers = torch.clamp(torch.round(x / self.input_step), low, high)
+        integers = torch.clamp(torch.round(x.float() / self.input_step), low, high)
         linear = isinstance(self.source, EpitomeLinear)
         shape = integers.shape
         if linear:
@@ -150,8 +155,13 @@ class SimulatedLayer(nn.Module):
         assert self._shortcut is not None or not scaled
         epitome = self._integer_epitome() if self._shortcut is None else self._shortcut
         geometry: Any = SimpleNamespace(
-            stride=(1, 1), dilation=(1, 1), padding=(0, 0), padding_mode="zeros",
-            kernel_size=(1, 1), groups=1, bias=None,
+            stride=(1, 1),
+            dilation=(1, 1),
+            padding=(0, 0),
+            padding_mode="zeros",
+            kernel_size=(1, 1),
+            groups=1,
+            bias=None,
         )
         plan = self._stored.plan
         if isinstance(self.source, EpitomeConv2d):
@@ -173,8 +183,7 @@ class SimulatedLayer(nn.Module):
 
     def _output_scale(self, scales: Tensor) -> Tensor:
         """(O, 1, 1) what an integer result counts."""
-        outputs, inputs = self._stored.plan.shape.as_tuple[:2]
-        filled = scales.expand(outputs, 1, 1, 1).expand(self._stored.plan.shape.as_tuple)
+        filled = scales.expand(self._stored.plan.shape.as_tuple)
         scale = expand(filled.contiguous(), self._stored.plan)[:, 0, 0, 0]
         return scale.to(self.source.epitome.device)[:, None, None]
 

@@ -54,8 +54,8 @@ def simulate(
         if not isinstance(module, (EpitomeConv2d, EpitomeLinear)):
             raise InputError(
                 f"layer {name}",
-                "is not a quantized layer of the model" if module is None else "is in floating point",
-                "weight and activation bits for every layer",
+                "is not in the model" if module is None else "is in floating point",
+                "weight and activation bits for every layer of the design",
                 "Crossbars compute with integers: choose bits for it in the design.",
             )
         stored = stored_layer(module, choice)

@@ -38,12 +38,11 @@ class Converter:
 
 @dataclass(frozen=True)
 class Devices:
-    """Imperfections of the memory cells; all 0 by default.
+    """Imperfections of the memory cells; all 0 by default. Sources: ``docs/simulator.md``.
 
     Attributes:
-        variation: standard deviation of the logarithm of a cell's conductance. Conductances of
-            memristive devices vary log-normally from device to device (Lee et al., "Statistical
-            switching kinetics of ferroelectrics..." is not needed: see ``docs/simulator.md``).
+        variation: standard deviation of the logarithm of a cell's conductance: conductances vary
+            log-normally from device to device around what was programmed.
         stuck_off: share of cells that stay in the state of highest resistance.
         stuck_on: share of cells that stay in the state of lowest resistance.
         read_noise: standard deviation of a cell's current at every read, relative to it.
@@ -51,6 +50,9 @@ class Devices:
         drift_spread: standard deviation of nu from cell to cell.
         drift_time: t / t0, 1 for freshly programmed cells.
         seed: of every random number.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     variation: float = 0.0
