@@ -48,6 +48,7 @@ SHAPES = {
     "O/2 I/2": (2, 2, 3, False, 2),
     "I/4": (1, 4, 3, False, 1),
 }
+TUNED = ["O/2 wrapped", "O/2", "I/2", "I/2, patch O/4"]
 CALIBRATION = 1000
 
 
@@ -251,8 +252,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/alignment"))
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet8_wide"])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="to recalibrate")
-    parser.add_argument("--tune", nargs="*", default=["O/2", "I/2"], help="shapes to fine-tune")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--tune", nargs="*", default=TUNED, help="shapes to fine-tune")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--test-images", type=int, default=2000)
     arguments = parser.parse_args()
     if arguments.images is None:
