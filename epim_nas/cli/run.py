@@ -109,7 +109,7 @@ def evaluate(
     ] = False,
     adc_bits: Annotated[
         str, typer.Option("--adc-bits", metavar="N,N,...", help="Bits of the ADCs to simulate.")
-    ] = "4,5,6,7,8,9",
+    ] = "3,4,5,6,7,8,9",
     variation: Annotated[
         str,
         typer.Option(
@@ -117,7 +117,7 @@ def evaluate(
             metavar="X,X,...",
             help="Simulated log-normal variations of the cells' conductance.",
         ),
-    ] = "0,0.1",
+    ] = "0,0.1,0.3",
     adc_range: Annotated[
         str,
         typer.Option(
