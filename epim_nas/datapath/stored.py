@@ -55,13 +55,19 @@ def stored_layers(
         InputError: the tensors are not those of the design.
     """
     from epim_nas.epitome.convert import apply_design
+    from epim_nas.epitome.layers import ORDER_BUFFERS
     from epim_nas.models.weights import load_state
 
     # Only the layers with weights: the rest of the model is not needed to know what is stored.
     model = apply_design(
         _weighted_layers(network, state), design, inplace=True, quantization=quantization
     )
-    own = model.state_dict()
+    own = set(model.state_dict())
+    # Only layers with reordered channels have orders, and this model does not know which.
+    for name in state:
+        layer, _, last = name.rpartition(".")
+        if last in ORDER_BUFFERS and f"{layer}.epitome" in own:
+            own.add(name)
     known = {name: tensor for name, tensor in state.items() if name in own}
     load_state(model, known, f"weights of {design.network}")
     modules = dict(model.named_modules())

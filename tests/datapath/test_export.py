@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from epim_nas import Choice, Design, EpitomeShape, InputError, apply_design, load_chip, trace
@@ -17,9 +18,12 @@ from epim_nas.datapath.index import LayerInfo
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.memory import read_memory
 from epim_nas.datapath.stored import block_diagonal, stored_layers
+from epim_nas.datapath.tables import NOTHING
+from epim_nas.epitome.quantization import Quantization
 from epim_nas.export.datapath import export_datapath, read_datapath
 from epim_nas.files import file_digest
 from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.mapping import quantized_by_crossbar
 
 PAIRS = load_chip("xbar_64")
 SINGLE = load_chip("xbar_64", ["mapping.polarity=1", "mapping.cell_bits=2", "mapping.groups=2"])
@@ -118,6 +122,57 @@ def test_images_add_up_to_the_quantized_weights(tmp_path: Path, chip: Chip) -> N
         if name == "2":
             expected = block_diagonal(expected, 2)
         assert found * scales == pytest.approx(expected, rel=1e-6)
+
+
+def run_by_hand(layer: LayerTables, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One position of inputs (C, Kh, Kw), round by round, as docs/datapath.md says."""
+    tables, own = layer.tables, layer.grid.channels_per_row_group
+    height, width = layer.epitome[2:]
+    outputs = np.zeros(layer.conv_shape[0])
+    for turn in range(tables.rounds):
+        for place, first in enumerate(tables.ifrt[turn]):
+            if first == NOTHING:
+                continue
+            group, line = divmod(int(first), layer.crossbar_rows)
+            local, cell = divmod(line, height * width)
+            top, left = divmod(cell, width)
+            driven = sum(x[channel] for channel in tables.ifat[turn, :, place] if channel >= 0)
+            rows, columns = (
+                slice(start, start + size)
+                for start, size in zip((top, left), layer.conv_shape[2:], strict=True)
+            )
+            for result, channel in enumerate(tables.columns[turn]):
+                if channel != NOTHING:
+                    patch = weights[channel, group * own + local, rows, columns]
+                    for target in tables.ofat[turn, :, result]:
+                        if target != NOTHING:
+                            outputs[target] += (driven * patch).sum()
+    return outputs
+
+
+@pytest.mark.parametrize("chip", [PAIRS, SINGLE, SLICED], ids=["pairs", "single", "sliced"])
+@pytest.mark.parametrize("wrap", [True, False])
+def test_aligned_layers_with_a_scale_a_crossbar(tmp_path: Path, chip: Chip, wrap: bool) -> None:
+    choices = {**DESIGN.choices, "3": Choice(EpitomeShape(8, 16, 4, 4), wrap, 3, 8)}
+    design = Design("small", choices)
+    rule = quantized_by_crossbar(Quantization(), chip)
+    small = apply_design(model(), design, quantization=rule, align=True)
+    assert small.get_submodule("3").plan.in_order is not None
+    assert small.get_submodule("4").plan.out_order is not None
+    stored = stored_layers(NETWORK, design, small.state_dict(), rule)
+    export_datapath(design, NETWORK, chip, tmp_path, stored)
+    index, layers = read_datapath(tmp_path, design)
+    for info in index.layers[:-1]:
+        layer, module = layers[info.name], small.get_submodule(info.name)
+        found = integers(tmp_path, info, layer.epitome, chip)
+        assert info.cells is not None
+        weights = found * np.array(info.cells.scales).reshape(info.cells.scale_shape)
+        plan = module.plan
+        x = torch.rand(1, plan.groups * plan.conv_shape[1], *plan.conv_shape[2:])
+        expected = F.conv2d(x, module.weight.detach(), groups=plan.groups).flatten()
+        assert run_by_hand(layer, weights, x[0].numpy()) == pytest.approx(
+            expected.numpy(), rel=1e-4, abs=1e-5
+        )
 
 
 def test_a_grouped_convolution_as_an_epitome_stores_its_blocks_only(tmp_path: Path) -> None:
