@@ -80,7 +80,7 @@ def chips(draw: st.DrawFn) -> Chip:
     changes: dict[str, Any] = {
         "crossbar.rows": 32,
         "crossbar.columns": choose(16, 32),
-        "crossbar.subarray_rows": 32,
+        "crossbar.subarray_rows": choose(16, 32, 32),
         "interface.dacs_per_subarray": choose(5, 12, 32),
         "interface.dac.bits": choose(1, 2, 3),
         "mapping.packing": choose("packed", "sliced"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from epim_nas import CostModel, EpitomeShape, apply_design
 from epim_nas.datapath.cells import SliceRule, program
+from epim_nas.datapath.simulator import arrays
 from epim_nas.datapath.simulator.cells import conductances
 from epim_nas.datapath.simulator.converter import ColumnConverter
 from epim_nas.datapath.simulator.counts import count_network
@@ -29,13 +31,14 @@ from epim_nas.epitome.functional import explicit_padding
 from epim_nas.epitome.layers import EpitomeConv2d
 from epim_nas.epitome.quantization import Quantization
 from epim_nas.errors import InputError
+from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.components import Components
 from epim_nas.hardware.load import load_chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.models.registry import build_model
 from epim_nas.models.weights import load_weights
 from epim_nas.network.trace import trace
-from tests.datapath.simulated import Case, layer_cases
+from tests.datapath.simulated import Case, layer_cases, linear
 
 
 def integer_inputs(layer: SimulatedLayer, images: Tensor) -> Tensor:
@@ -87,6 +90,23 @@ def test_layers_compute_what_the_quantized_network_computes(case: Case) -> None:
             torch.testing.assert_close(layer(case.images), expected, rtol=1e-4, atol=1e-4)
 
 
+def converted_at_once(driven: list[tuple[int, int]], chip: Chip) -> Iterator[list[tuple[int, int]]]:
+    """The (line, value) that are summed before a conversion: every subarray has its converters."""
+    dacs = chip.interface.dacs_per_subarray
+    for _, lines in itertools.groupby(
+        sorted(driven, key=lambda pair: pair[0] // chip.crossbar.subarray_rows),
+        key=lambda pair: pair[0] // chip.crossbar.subarray_rows,
+    ):
+        yield from (list(turn) for turn in batched(lines, dacs))
+
+
+def batched(lines: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """``lines`` in tuples of ``size`` (``itertools.batched`` of Python 3.12)."""
+    left = iter(lines)
+    while turn := tuple(itertools.islice(left, size)):
+        yield turn
+
+
 def by_loops(case: Case, layer: SimulatedLayer, x: np.ndarray, adc_bits: int) -> np.ndarray:
     """The outputs of one position (C, Kh, Kw), crossbar by crossbar and cell by cell."""
     chip, tables, grid = case.chip, layer.tables.tables, layer.tables.grid
@@ -132,12 +152,12 @@ def by_loops(case: Case, layer: SimulatedLayer, x: np.ndarray, adc_bits: int) ->
                         block, column = divmod(output, grid.columns)
                         block += k * blocks
                     sides = cells[block * grid.row_groups + group, q, :, :, column]
-                    for start in range(0, len(driven), parts.dacs):
+                    for at_once in converted_at_once(driven, chip):
                         for cycle in range(cycles):
                             sums = [
                                 sum(
                                     int(side[line]) * (value >> (cycle * parts.dac.bits) & top)
-                                    for line, value in driven[start : start + parts.dacs]
+                                    for line, value in at_once
                                 )
                                 for side in sides
                             ]
@@ -197,6 +217,67 @@ def test_the_shortcut_is_taken_only_where_no_column_can_clip() -> None:
     assert not noisy.exact
 
 
+def test_codes_over_the_whole_range_round_and_clip_nothing() -> None:
+    spread = a_layer().simulated(Converter(4, "full"), shortcut=True)
+    assert spread.converter.rounds
+    assert not spread.exact
+    assert spread.arrays.clipping_share() == 0
+
+
+def test_digits_are_not_larger_than_the_inputs() -> None:
+    case = a_layer(("interface.dac.bits=8",))
+    layer = case.simulated(Converter(12), shortcut=True)
+    # 32 lines of 6-bit inputs, one-bit cells: sums up to 2016.
+    assert layer.arrays.clipping_share() == 0
+    assert layer.exact
+
+
+def test_the_range_is_calibrated_on_the_whole_first_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = a_layer()
+    images = case.images.clone()
+    images[:-1] *= 0.1
+    results, shares = [], []
+    for held in (1, 1 << 8, 1 << 20):
+        monkeypatch.setattr(arrays, "_CHUNK", held)
+        layer = case.simulated(Converter(4, "calibrated"))
+        results.append(layer(images))
+        shares.append(layer.arrays.clipping_share())
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    # Other inputs could reach sums that these did not.
+    assert 0 < shares[0] < 1
+
+
+@given(layer_cases(largest_bits=4))
+@settings(max_examples=15, deadline=None)
+def test_outputs_can_be_computed_row_by_row(case: Case) -> None:
+    layer = case.simulated(Converter(3))
+    x = integer_inputs(layer, case.images)
+    expected = layer.integers(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "_LARGEST_CHUNK", 1)
+        patch.setattr(arrays, "_CHUNK", 1)
+        assert torch.equal(layer.integers(x), expected)
+
+
+@pytest.mark.parametrize("polarity", [1, 2])
+def test_sums_beyond_the_integers_of_float32_are_exact(polarity: int) -> None:
+    changes = ("mapping.cell_bits=8", "interface.dac.bits=8", f"mapping.polarity={polarity}")
+    chip = load_chip("raella_512", list(changes))
+    dense = nn.Sequential(nn.Linear(512, 8)).eval()
+    with torch.no_grad():
+        dense[0].weight.copy_(1 - 0.1 * torch.rand(8, 512))
+    design = Design("one", {"0": Choice(weight_bits=9, activation_bits=8)})
+    case = Case(dense, linear(512, 8), design, chip, 1 - 0.1 * torch.rand(2, 512))
+    layer = case.simulated()
+    x = integer_inputs(layer, case.images)
+    expected = integer_convolution(layer, x)
+    assert float(expected.max()) > 1 << 24
+    assert torch.equal(layer.integers(x), expected)
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_codes_of_the_converters(signed: bool) -> None:
     sums = torch.tensor([-9.0, -8.0, -1.0, 0.0, 3.0, 7.0, 8.0, 15.0, 16.0])
@@ -208,6 +289,7 @@ def test_codes_of_the_converters(signed: bool) -> None:
     found = spread(torch.tensor([0.0, step, 28.0, 1.4 * step]))
     torch.testing.assert_close(found, torch.tensor([0.0, step, 28.0, step]))
     fitted = ColumnConverter(Converter(4, "calibrated"), signed, False, 60.0, True)
+    fitted.calibrate(30.0)
     first = fitted(torch.tensor([0.0, 30.0]))
     torch.testing.assert_close(first, torch.tensor([0.0, 30.0]))
     clipped = fitted(torch.tensor([60.0]))

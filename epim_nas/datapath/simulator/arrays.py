@@ -1,6 +1,6 @@
 """One layer's crossbars at work: from integer inputs to integer outputs, round by round.
 
-A round drives some word lines of some row groups, in row turns of as many lines as a crossbar has
+A round drives some word lines of some row groups, in row turns of as many lines as a subarray has
 DACs. The inputs arrive one digit a cycle, every column of every bit slice sums the currents of one
 turn, the ADC turns the sum into an integer, and what follows is digital: turns, slices, digits, row
 groups and rounds are shifted and added, and wrapped outputs are copied. See ``docs/simulator.md``.
@@ -8,6 +8,7 @@ groups and rounds are shifted and added, and wrapped outputs are copied. See ``d
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ FLOAT32_INTEGERS = 1 << 24
 """Below this magnitude, sums of integers in float32 are exact in any order."""
 _CHUNK = 1 << 20
 """Column sums that are held at once: few enough to stay in a cache."""
+_LARGEST_CHUNK = 1 << 23
+"""Column sums of one image and unit that are held at once: more are computed row by row."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,29 @@ class InputCode:
     @property
     def top(self) -> int:
         """Largest digit."""
-        return (1 << self.dac_bits) - 1
+        return (1 << min(self.dac_bits, self.bits)) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that holds a driven input."""
+        return torch.int32 if self.bits < 32 else torch.int64
+
+
+@dataclass
+class _Turn:
+    """What the DACs of a subarray drive at once; its columns are converted on their own.
+
+    Attributes:
+        lines: the lines, of those of a unit.
+        cells: (polarity, U, S, m, lines) conductances, 0 where a unit drives no line of the turn.
+        active: (U,) whether a unit drives any.
+        packed: the sides that are converted, packed; None where cells or reads are not exact.
+    """
+
+    lines: slice
+    cells: Tensor
+    active: Tensor
+    packed: list[PackedSlices] | None
 
 
 @dataclass
@@ -62,19 +87,14 @@ class _Batch:
 
     Attributes:
         inputs: (U, T, n) input channels; T are summed. The channel after the last is zero.
-        cells: (polarity, U, S, m, n Kh Kw) conductances.
-        turns: the lines of every row turn.
-        packed: per row turn, the sides that are converted, packed; None where cells or reads are
-            not exact.
+        turns: the row turns, subarray by subarray.
         targets: (U, m) output channels.
         weight_sums: (U, m) sums of the ideal integers.
         scales: (U, m) what a unit of the result counts; None where it is the same in all units.
     """
 
     inputs: Tensor
-    cells: Tensor
-    turns: list[slice]
-    packed: list[list[PackedSlices]] | None
+    turns: list[_Turn]
     targets: Tensor
     weight_sums: Tensor
     scales: Tensor | None
@@ -91,7 +111,7 @@ class CrossbarArrays:
         rule: how a weight becomes cells.
         code: how inputs are driven.
         converter: the ADCs.
-        lines_at_once: DACs of a crossbar.
+        subarray: (lines that are driven at once, lines) of a subarray.
         devices: imperfections of reads.
         scales: (Oe, Ie or 1, 1, 1) what an integer counts where this differs between the row
             groups of an output; None where results are left as integers.
@@ -106,7 +126,7 @@ class CrossbarArrays:
         rule: SliceRule,
         code: InputCode,
         converter: ColumnConverter,
-        lines_at_once: int,
+        subarray: tuple[int, int],
         devices: Devices,
         scales: Tensor | None,
         generator: torch.Generator,
@@ -114,7 +134,7 @@ class CrossbarArrays:
         self._layer, self._rule, self._code = layer, rule, code
         self._converter, self._devices, self._generator = converter, devices, generator
         self._kernel = layer.conv_shape[2:]
-        self._lines_at_once = lines_at_once
+        self._subarray = subarray
         ideal = _lines(weights, layer)
         self._batches = [
             self._batch(units, ideal, conductance, scales) for units in _units(layer).values()
@@ -142,7 +162,7 @@ class CrossbarArrays:
         return [
             (top * side.clamp(max=0).sum(-1), top * side.clamp(min=0).sum(-1))
             for turn in batch.turns
-            for side in self._sides(batch.cells[..., turn])
+            for side in self._sides(turn.cells[:, turn.active])
         ]
 
     def _sides(self, cells: Tensor) -> list[Tensor]:
@@ -170,45 +190,74 @@ class CrossbarArrays:
                 x.shape[2:], self._kernel, stride, dilation, strict=True
             )
         ]
-        positions = size[0] * size[1]
-        outputs = x.new_zeros((len(x), self._layer.conv_shape[0], positions), dtype=torch.float64)
+        outputs = x.new_zeros((len(x), self._layer.conv_shape[0], *size), dtype=torch.float64)
         self._move_to(x.device)
-        x = F.pad(x.to(torch.int32), (0, 0, 0, 0, 0, 1))  # the channel that is nothing
-        for batch in self._batches:
-            held = self._code.digits * batch.cells[0, 0].numel() // batch.cells.shape[-1]
-            units = max(1, _CHUNK // (held * positions))
-            images = max(1, units // len(batch.inputs))
-            for first in range(0, len(x), images):
-                part = slice(first, first + images)
-                for start in range(0, len(batch.inputs), units):
-                    self._add(
-                        batch, slice(start, start + units), x[part], stride, dilation, outputs[part]
-                    )
+        x = F.pad(x.to(self._code.dtype), (0, 0, 0, 0, 0, 1))  # the channel that is nothing
+        if len(x) and not self._converter.calibrated:
+            found = [
+                float(sums.abs().max())
+                for batch, units, images, rows in self._parts(x, size)
+                for _, sums in self._sums(
+                    batch, units, self._windows(batch, units, x[images], rows, stride, dilation)
+                )
+            ]
+            self._converter.calibrate(max(found))
+        for batch, units, images, rows in self._parts(x, size):
+            windows = self._windows(batch, units, x[images], rows, stride, dilation)
+            result = self._add(batch, units, windows)
+            outputs[images, :, rows].index_add_(
+                1, batch.targets[units].flatten(), result.unflatten(2, (-1, size[1]))
+            )
         sources, targets = self._copies
         outputs[:, targets] = outputs[:, sources]
-        return outputs.unflatten(2, size)
+        return outputs
 
-    def _add(
+    def _parts(
+        self, x: Tensor, size: Sequence[int]
+    ) -> Iterator[tuple[_Batch, slice, slice, slice]]:
+        """(batch, units, images, rows of outputs): few enough column sums to be held at once."""
+        for batch in self._batches:
+            _, count, slices, columns, _ = batch.turns[0].cells.shape
+            held = self._code.digits * slices * columns * size[1]
+            height = min(size[0], max(1, _LARGEST_CHUNK // held))
+            units = max(1, _CHUNK // (held * height))
+            images = max(1, units // count)
+            for image in range(0, len(x), images):
+                for row in range(0, size[0], height):
+                    for start in range(0, count, units):
+                        yield (
+                            batch,
+                            slice(start, start + units),
+                            slice(image, image + images),
+                            slice(row, min(row + height, size[0])),
+                        )
+
+    def _windows(
         self,
         batch: _Batch,
         units: slice,
         x: Tensor,
+        rows: slice,
         stride: tuple[int, int],
         dilation: tuple[int, int],
-        outputs: Tensor,
-    ) -> None:
-        """Add the results of some units to ``outputs`` (N, O, P)."""
-        code, images = self._code, len(x)
-        inputs, cells = batch.inputs[units], batch.cells[:, units]
-        _, count, slices, columns, lines = cells.shape
-        driven = x[:, inputs.transpose(0, 1)].sum(1, dtype=torch.int32) + code.offset
+    ) -> Tensor:
+        """(D N, U, lines, P) the digits that drive the lines of some units, for rows of outputs."""
+        code, inputs = self._code, batch.inputs[units]
+        reach = dilation[0] * (self._kernel[0] - 1) + 1
+        x = x[:, :, rows.start * stride[0] : (rows.stop - 1) * stride[0] + reach]
+        driven = x[:, inputs.transpose(0, 1)].sum(1, dtype=code.dtype) + code.offset
         driven = driven.flatten(1, 2)  # (N, U n, H, W)
         shifts = torch.arange(0, code.digits * code.dac_bits, code.dac_bits, device=x.device)
-        digits = (driven >> shifts.int().view(-1, 1, 1, 1, 1)).bitwise_and_(code.top).float()
-        windows = F.unfold(digits.flatten(0, 1), self._kernel, dilation, 0, stride)
-        windows = windows.unflatten(1, (count, lines))  # (D N, U, lines, P)
+        digits = (driven >> shifts.to(code.dtype).view(-1, 1, 1, 1, 1)).bitwise_and_(code.top)
+        windows = F.unfold(digits.float().flatten(0, 1), self._kernel, dilation, 0, stride)
+        return windows.unflatten(1, (len(inputs), -1))
+
+    def _add(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
+        """(N, U m, P) what some units add to their outputs, for windows (D N, U, lines, P)."""
+        code = self._code
         sums = self._convert(batch, units, windows)  # (D N, U, S, m, P)
-        positions = sums.shape[-1]
+        _, count, slices, columns, positions = sums.shape
+        images = len(sums) // code.digits
         sums = _weighted_sum(
             self._slice_weights,
             sums.view(-1, slices, columns * positions),
@@ -225,24 +274,33 @@ class CrossbarArrays:
             result -= code.offset * batch.weight_sums[units, :, None]
         if batch.scales is not None:
             result *= batch.scales[units, :, None]
-        outputs.index_add_(1, batch.targets[units].flatten(), result.flatten(1, 2))
+        return result.flatten(1, 2)
 
     def _convert(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
         """(D N, U, S, m, P) the ADCs' integers for windows (D N, U, lines, P)."""
+        # Sums of many turns may be too large for float32.
+        wide = self._converter.top * len(batch.turns) >= FLOAT32_INTEGERS
         total: Tensor | None = None
-        for index, turn in enumerate(batch.turns):
-            driven = windows[:, :, turn]
-            if batch.packed is not None:
-                sums = [side.sums(driven, units) for side in batch.packed[index]]
+        for sign, sums in self._sums(batch, units, windows):
+            converted = self._converter(sums)
+            if total is None:
+                total = converted.double() if wide else converted
             else:
-                cells = batch.cells[:, units, ..., turn]
-                sides = cells[:, None] if self._converter.each_side else [cells]
-                sums = [self._currents(side, driven) for side in sides]
-            for sign, values in zip((1, -1), sums, strict=False):
-                converted = self._converter(values)
-                total = converted if total is None else total.add_(converted, alpha=sign)
+                total.add_(converted, alpha=sign)
         assert total is not None
         return total
+
+    def _sums(self, batch: _Batch, units: slice, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(sign, (D N, U, S, m, P)) what the ADCs convert, turn by turn and side by side."""
+        for turn in batch.turns:
+            driven = windows[:, :, turn.lines]
+            if turn.packed is not None:
+                sums = (side.sums(driven, units) for side in turn.packed)
+            else:
+                cells = turn.cells[:, units]
+                sides = cells[:, None] if self._converter.each_side else [cells]
+                sums = (self._currents(side, driven) for side in sides)
+            yield from zip((1, -1), sums, strict=False)
 
     def _currents(self, cells: Tensor, windows: Tensor) -> Tensor:
         """(D N, U, S, m, P) the currents of columns with cells (polarity, U, S, m, lines)."""
@@ -261,10 +319,11 @@ class CrossbarArrays:
         if self._slice_weights.device == device:
             return
         for batch in self._batches:
-            for sides in batch.packed or []:
-                for side in sides:
+            for turn in batch.turns:
+                turn.cells, turn.active = turn.cells.to(device), turn.active.to(device)
+                for side in turn.packed or []:
                     side.to(device)
-            for name in ("inputs", "cells", "targets", "weight_sums", "scales"):
+            for name in ("inputs", "targets", "weight_sums", "scales"):
                 value = getattr(batch, name)
                 setattr(batch, name, None if value is None else value.to(device))
         self._copies = tuple(index.to(device) for index in self._copies)
@@ -295,16 +354,9 @@ class CrossbarArrays:
         channels = np.array(inputs)
         cells = conductance[:, line[:, None, :], column[:, :, None]]  # (.., U, m, lines, S)
         cells = cells.permute(0, 1, 4, 2, 3).contiguous()
-        count, exact = cells.shape[-1], self._devices.ideal
-        turns = [
-            slice(start, min(start + self._lines_at_once, count))
-            for start in range(0, count, self._lines_at_once)
-        ]
         result = _Batch(
             inputs=torch.from_numpy(np.where(channels == NOTHING, nothing, channels)),
-            cells=cells,
-            turns=turns,
-            packed=[self._packed(cells[..., turn]) for turn in turns] if exact else None,
+            turns=self._turns(cells, line % layer.crossbar_rows),
             targets=torch.from_numpy(np.array(targets)),
             weight_sums=ideal[line[:, None, :], column[:, :, None]].sum(-1),
             scales=None,
@@ -313,6 +365,27 @@ class CrossbarArrays:
             spread = scales.expand(layer.epitome[0], layer.epitome[1], 1, 1)[:, :, 0, 0]
             result.scales = spread[column, torch.tensor(first)[:, None]].double()
         return result
+
+    def _turns(self, cells: Tensor, line: Tensor) -> list[_Turn]:
+        """The turns of units with cells (polarity, U, S, m, lines) in lines (U, lines)."""
+        at_once, rows = self._subarray
+        count = cells.shape[-1]
+        turns = []
+        if rows == self._layer.crossbar_rows:
+            always = torch.ones(cells.shape[1], dtype=torch.bool)
+            for start in range(0, count, at_once):
+                lines = slice(start, min(start + at_once, count))
+                turns.append((lines, cells[..., lines], always))
+        else:
+            for subarray in range(self._layer.crossbar_rows // rows):
+                inside = line // rows == subarray
+                number = (inside.cumsum(1) - 1) // at_once
+                for turn in range(-(-int(inside.sum(1).max()) // at_once)):
+                    driven = inside & (number == turn)
+                    part = cells * driven[:, None, None]
+                    turns.append((slice(None), part, driven.any(1)))
+        exact = self._devices.ideal
+        return [_Turn(*turn, self._packed(turn[1]) if exact else None) for turn in turns]
 
     def _packed(self, cells: Tensor) -> list[PackedSlices]:
         largest = float(cells.sum(-1).max()) * self._code.top

@@ -48,14 +48,26 @@ class ColumnConverter:
         low, high = self._codes
         return min(self._largest, max(-low, high) * self._step)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a code counts more than one level, so that sums are rounded."""
+        return self._step != 1.0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the range is known."""
+        return self._step is not None
+
     def clips(self, low: Tensor, high: Tensor) -> Tensor:
-        """Whether sums between ``low`` and ``high`` can be changed by the ADC."""
-        if self._options.bits is None:
+        """Whether sums between ``low`` and ``high`` can leave the range of the codes.
+
+        None can before a ``calibrated`` range is known.
+        """
+        if self._options.bits is None or self._step is None:
             return torch.zeros_like(low, dtype=torch.bool)
-        if self._step != 1.0:
-            return torch.ones_like(low, dtype=torch.bool)
         bottom, top = self._codes
-        return (low < bottom) | (high > top)
+        # Half a code beyond the last one is still rounded to it.
+        return (low < (bottom - 0.5) * self._step) | (high > (top + 0.5) * self._step)
 
     def calibrate(self, largest: float) -> None:
         """Spread the codes over sums up to ``largest`` in magnitude (range ``calibrated``)."""
@@ -67,9 +79,7 @@ class ColumnConverter:
         """The integers (times the ADC's step) of ``sums``; changes them in place."""
         if self._options.bits is None:
             return sums if self._whole else sums.round_()
-        if self._step is None:
-            self.calibrate(float(sums.abs().max()))
-            assert self._step is not None
+        assert self._step is not None, "the range is not calibrated"
         low, high = self._codes
         if self._step != 1.0:
             return sums.div_(self._step).round_().clamp_(low, high).mul_(self._step)

@@ -88,7 +88,10 @@ class SimulatedLayer(nn.Module):
         ideal = devices.ideal
         pair = rule.polarity == 2
         digital = pair and chip.mapping.subtraction == "digital"
-        largest = self._code.top * ((1 << rule.cell_bits) - 1) * min(chip.crossbar.rows, parts.dacs)
+        # Every subarray has its own converters.
+        subarray = chip.crossbar.subarray_rows
+        lines = min(subarray, chip.interface.dacs_per_subarray)
+        largest = self._code.top * ((1 << rule.cell_bits) - 1) * lines
         self.converter = ColumnConverter(
             converter, signed=pair and not digital, each_side=digital, largest=largest, whole=ideal
         )
@@ -99,13 +102,14 @@ class SimulatedLayer(nn.Module):
             rule,
             self._code,
             self.converter,
-            parts.dacs,
+            (lines, subarray),
             devices,
             scales if self._by_row_group else None,
             generator,
         )
         self.tables = tables
-        self.exact = shortcut and ideal and self.arrays.clipping_share() == 0
+        whole = ideal and not self.converter.rounds
+        self.exact = shortcut and whole and self.arrays.clipping_share() == 0
         self._scale = None if self._by_row_group else self._output_scale(scales)
         self._shortcut = self._integer_epitome() if self.exact else None
 

@@ -2,7 +2,8 @@
 
 Sums of a column are small integers: with magnitudes up to L, B = 2^ceil(log2(2 L + 1)) separates
 them, and float32 has room for several such digits in its 24 bits. One multiplication by
-w0 + B w1 + B^2 w2 then computes the sums of three bit slices, exactly.
+w0 + B w1 + B^2 w2 then computes the sums of three bit slices, exactly. Sums that float32 has no
+room for are computed in float64.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class PackedSlices:
         self._groups = ceil(self._slices / room)
         self._digits = ceil(self._slices / self._groups)
         self._base = float(1 << bits)
+        if bits > _MANTISSA_BITS:
+            cells = cells.double()
         packed = cells.new_zeros((units, self._groups, self._columns, lines))
         for digit in range(self._digits):
             part = cells[:, digit * self._groups : (digit + 1) * self._groups]
@@ -47,7 +50,7 @@ class PackedSlices:
 
     def sums(self, windows: Tensor, units: slice) -> Tensor:
         """(B, U, S, m, P) the sums of every slice for ``windows`` (B, U, lines, P)."""
-        rest = torch.matmul(self.packed[units], windows)
+        rest = torch.matmul(self.packed[units], windows.to(self.packed.dtype))
         rest = rest.unflatten(2, (self._groups, self._columns))
         if self._digits == 1:
             return rest
