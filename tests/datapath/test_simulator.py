@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,6 +279,51 @@ def test_sums_beyond_the_integers_of_float32_are_exact(polarity: int) -> None:
     assert torch.equal(layer.integers(x), expected)
 
 
+@pytest.mark.parametrize(("bits", "wrap_in"), [(31, True), (32, False), (32, True)])
+def test_inputs_of_many_bits(bits: int, wrap_in: bool) -> None:
+    case = a_layer()
+    choice = Choice(EpitomeShape(8, 6, 3, 3), wrap_in=wrap_in, weight_bits=4, activation_bits=bits)
+    case = replace(case, design=Design("one", {"0": choice}))
+    with torch.no_grad():
+        expected = case.quantized()(case.images)
+        torch.testing.assert_close(case.simulated()(case.images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_follow_the_inputs_to_another_device() -> None:
+    case = a_layer()
+    for shortcut in (False, True):
+        layer = case.simulated(Converter(), shortcut=shortcut)
+        layer._move_to(torch.device("meta"))
+        layer.arrays._move_to(torch.device("meta"))
+        held = [*vars(layer).values(), *vars(layer.arrays).values()]
+        held += [value for batch in layer.arrays._batches for value in vars(batch).values()]
+        tensors = [value for value in held if isinstance(value, Tensor)]
+        assert len(tensors) > 4
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_inputs_of_another_type_are_rounded_as_the_quantizer_rounds(dtype: torch.dtype) -> None:
+    case = a_layer()
+    case = replace(case, dense=case.dense.to(dtype), images=case.images.to(dtype))
+    quantized = case.quantized()
+    layer = case.simulated()
+    step = layer.source.activation.step.detach().to(dtype)
+    with torch.no_grad():
+        integers = (quantized.get_submodule("0").activation(case.images) / step).round()
+        assert torch.equal(layer._input_integers(case.images), integers.float())
+        assert layer(case.images).dtype == dtype
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    layer = a_layer().simulated()
+    for images in (torch.rand(1, 11, 8, 8), torch.rand(1, 13, 8, 8), torch.rand(8)):
+        with pytest.raises(InputError, match="layer 0: input: got shape"):
+            layer(images)
+    with pytest.raises(InputError, match="layer 0: input: has NaN"):
+        layer(torch.full((1, 12, 8, 8), math.nan))
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_codes_of_the_converters(signed: bool) -> None:
     sums = torch.tensor([-9.0, -8.0, -1.0, 0.0, 3.0, 7.0, 8.0, 15.0, 16.0])
@@ -377,6 +423,17 @@ def test_every_crossbar_has_its_scale() -> None:
         for shortcut in (True, False):
             chip = simulate(model, case.design, case.chip, Converter(), shortcut=shortcut)
             torch.testing.assert_close(chip(case.images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scales_of_another_chip_are_refused() -> None:
+    case = a_layer()
+    # Five input channels a crossbar, where the chip's hold seven.
+    other = load_chip("xbar_64", ["crossbar.rows=48", "crossbar.subarray_rows=48"])
+    rule = quantized_by_crossbar(Quantization(), other)
+    model = apply_design(case.dense, case.design, quantization=rule).eval()
+    model(case.images)
+    with pytest.raises(InputError, match="layer 0: scales of the weights: differ within"):
+        simulate(model, case.design, case.chip)
 
 
 @given(layer_cases())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class SimulatedLayer(nn.Module):
         self._code = InputCode(bits, parts.dac.bits, 1 << (bits - 1) if signed else 0)
         scales = torch.from_numpy(stored.scales)
         self._by_row_group = scales.shape[1] > 1
+        _check_scales(name, stored, tables, chip)
         ideal = devices.ideal
         pair = rule.polarity == 2
         digital = pair and chip.mapping.subtraction == "digital"
@@ -115,13 +117,14 @@ class SimulatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` as the source takes it; the output of the source's shape, float32."""
+        # Not buffers: a change of the model's type must not round them.
+        self._move_to(x.device)
         # Sums of integers are exact in float32, not in what autocast would compute with.
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        low, high = self._range
-        integers = torch.clamp(torch.round(x.float() / self.input_step), low, high)
+        integers = self._input_integers(x)
         linear = isinstance(self.source, EpitomeLinear)
         shape = integers.shape
         if linear:
@@ -136,6 +139,29 @@ class SimulatedLayer(nn.Module):
         if linear:
             return result.reshape(*shape[:-1], result.shape[1])
         return result if x.dim() == 4 else result[0]
+
+    def _input_integers(self, x: Tensor) -> Tensor:
+        """The integers of the quantizer: the same division, so that ties round alike."""
+        plan, linear = self.source.plan, isinstance(self.source, EpitomeLinear)
+        channels, place = plan.groups * plan.conv_shape[1], -1 if linear else -3
+        if x.dim() < -place or x.shape[place] != channels:
+            raise InputError(
+                f"layer {self.name}: input", f"got shape {tuple(x.shape)}", f"{channels} channels"
+            )
+        if torch.isnan(x).any():
+            raise InputError(f"layer {self.name}: input", "has NaN in it", "numbers")
+        assert self.source.activation is not None
+        step = self.source.activation.step.detach().to(x.dtype).abs()
+        rounded = torch.round(x / step)
+        # Float32 has no integers next to the bounds of wide activations.
+        exact = rounded.double() if self._code.bits > 24 else rounded.float()
+        return exact.clamp(*self._range)
+
+    def _move_to(self, device: torch.device) -> None:
+        for name in ("_scale", "_shortcut"):
+            value = getattr(self, name)
+            if value is not None and value.device != device:
+                setattr(self, name, value.to(device))
 
     def integers(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """The integer results of integer inputs (N, C, H, W), before any scale.
@@ -194,3 +220,18 @@ class SimulatedLayer(nn.Module):
     def extra_repr(self) -> str:
         """How it is computed, for ``repr``."""
         return f"{'integer convolution' if self.exact else 'crossbars'}"
+
+
+def _check_scales(name: str, stored: StoredLayer, layer: LayerTables, chip: Chip) -> None:
+    """Check that what a row group adds up in a column has one scale."""
+    scales, own = stored.scales, layer.grid.channels_per_row_group
+    if scales.shape[1] == 1:
+        return
+    first = np.arange(scales.shape[1]) // own * own
+    if not np.array_equal(scales, scales[:, first]):
+        raise InputError(
+            f"layer {name}: scales of the weights",
+            f"differ within a crossbar of {chip.name}, which holds {own} input channels",
+            "one scale a crossbar and output",
+            "Quantize with `quantized_by_crossbar` for this chip.",
+        )
