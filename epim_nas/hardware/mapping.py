@@ -222,7 +222,9 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
 def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarBlock:
     """The epitome channels that share a crossbar, and with it a quantization step.
 
-    Slices of an output that lie on further crossbars (``sliced``) share the step of the first.
+    Slices of an output that lie on further crossbars (``sliced``) share the step of the first. A
+    grouped convolution kept dense is stored in blocks, whose rows are cut elsewhere than those of
+    the weight: all crossbars that an output lies on share its step.
 
     Args:
         plan: the layer's sampling plan.
@@ -241,8 +243,9 @@ def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip
             f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
         )
     grid = crossbar_grid(plan, weight_bits, chip)
+    in_blocks = plan.groups > 1 and plan.shape.as_tuple == plan.conv_shape
     return CrossbarBlock(
-        in_channels=grid.channels_per_row_group,
+        in_channels=plan.conv_shape[1] if in_blocks else grid.channels_per_row_group,
         columns=grid.columns,
         columns_per_output=grid.columns_per_output,
     )

@@ -436,6 +436,23 @@ def test_scales_of_another_chip_are_refused() -> None:
         simulate(model, case.design, case.chip)
 
 
+@pytest.mark.parametrize("shape", [None, EpitomeShape(16, 20, 3, 3), EpitomeShape(32, 20, 3, 3)])
+def test_grouped_layers_with_a_scale_a_crossbar(shape: EpitomeShape | None) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(40, 32, 3, groups=2)).eval()
+    design = Design("one", {"0": Choice(shape, weight_bits=4, activation_bits=5)})
+    chip, images = load_chip("xbar_64"), torch.rand(2, 40, 6, 6)
+    rule = quantized_by_crossbar(Quantization(), chip)
+    model = apply_design(dense, design, quantization=rule).eval()
+    with torch.no_grad():
+        expected = model(images)
+        for shortcut in (True, False):
+            found = simulate(model, design, chip, Converter(), shortcut=shortcut)(images)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    stored = stored_layer(model.get_submodule("0"), design["0"])
+    np.broadcast_to(stored.scales, stored.weights.shape)
+
+
 @given(layer_cases())
 @settings(max_examples=60, deadline=None)
 def test_counts_are_those_that_the_cost_model_charges(case: Case) -> None:
