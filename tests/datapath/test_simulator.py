@@ -279,6 +279,15 @@ def test_sums_beyond_the_integers_of_float32_are_exact(polarity: int) -> None:
     assert torch.equal(layer.integers(x), expected)
 
 
+def test_weights_of_32_bits() -> None:
+    case = a_layer()
+    design = Design("one", {"0": Choice(weight_bits=32, activation_bits=8)})
+    case = replace(case, design=design)
+    with torch.no_grad():
+        expected = case.quantized()(case.images)
+        torch.testing.assert_close(case.simulated()(case.images), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("bits", "wrap_in"), [(31, True), (32, False), (32, True)])
 def test_inputs_of_many_bits(bits: int, wrap_in: bool) -> None:
     case = a_layer()
@@ -531,6 +540,16 @@ def test_layers_in_floating_point_are_refused(choice: Choice, message: str) -> N
         simulate(model, design, case.chip)
     with pytest.raises(InputError, match="floating point"):
         count_network(case.network, design, case.chip)
+
+
+def test_layers_that_the_design_lacks_are_refused() -> None:
+    case = a_layer()
+    model, design = nn.Sequential(case.quantized()[0], nn.Conv2d(16, 4, 1)), case.design
+    with pytest.raises(InputError, match="layer 1: is not in the design"):
+        simulate(model, design, case.chip)
+    network = trace(nn.Sequential(case.dense[0], nn.Conv2d(16, 4, 1)), (12, 8, 8), "one")
+    with pytest.raises(InputError, match="layers"):
+        count_network(network, design, case.chip)
 
 
 def test_weights_and_ranges_must_be_there() -> None:

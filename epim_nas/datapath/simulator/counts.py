@@ -59,6 +59,7 @@ def count_network(network: Network, design: Design, chip: Chip) -> dict[str, dic
     Raises:
         InputError: a layer is in floating point, or its epitome does not fit.
     """
+    design.check_fits(network)
     bits = []
     for spec in network.weighted:
         choice = design[spec.name]

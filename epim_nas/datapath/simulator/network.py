@@ -41,7 +41,8 @@ def simulate(
         A copy of ``model`` in evaluation mode.
 
     Raises:
-        InputError: a layer of the design is in floating point or is not in the model.
+        InputError: a layer of the design is in floating point or is not in the model, or a layer
+            of the model is not in the design.
     """
     if converter is None:
         converter = Converter(adc_spec(chip.interface.adc).bits)
@@ -62,4 +63,12 @@ def simulate(
         layer = SimulatedLayer(name, module, stored, chip, converter, devices, generator, shortcut)
         parent, _, last = name.rpartition(".")
         setattr(result.get_submodule(parent), last, layer)
+    kinds = (nn.Conv2d, nn.Linear, EpitomeConv2d, EpitomeLinear)
+    for name, module in modules.items():
+        if isinstance(module, kinds) and name not in design.choices:
+            raise InputError(
+                f"layer {name}",
+                "is not in the design",
+                "weight and activation bits for every layer of the model",
+            )
     return result

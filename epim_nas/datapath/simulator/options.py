@@ -28,7 +28,7 @@ class Converter:
 
     def __post_init__(self) -> None:
         if self.bits is not None and not 1 <= self.bits <= 16:
-            raise InputError("adc_bits", f"got {self.bits}", "1 to 16, or none for no clipping")
+            raise InputError("adc_bits", f"got {self.bits}", "1 to 16")
         known = get_args(AdcRange)
         if self.range not in known:
             raise InputError(

@@ -149,7 +149,8 @@ class WeightQuantizer(nn.Module):
         steps = self.steps(epitome)
         assert self._rule is not None
         levels = self._rule.levels
-        return torch.clamp(torch.round(epitome / steps), -levels, levels).long()
+        # Float32 has no integers next to the bounds of many bits.
+        return torch.clamp(torch.round(epitome / steps).double(), -levels, levels).long()
 
     def _prepare(self, epitome: Tensor) -> None:
         if not self._ready:
