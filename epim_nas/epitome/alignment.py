@@ -76,8 +76,9 @@ def align(
     """Choose the order of channels in which ``plan`` fits ``weight`` best.
 
     Output channels stay in their group. Input channels have one order in every output slab, the
-    same in all of them where the plan is wrapped. The search starts from the plan's own order and
-    is a function of its arguments.
+    same in all of them where the plan is wrapped; where it is wrapped along the inputs alone, they
+    keep their order. The search starts from the plan's own order and is a function of its
+    arguments.
 
     Args:
         weight: (O, I/groups, Kh, Kw).
@@ -127,9 +128,9 @@ def _descend(state: AlignmentState, rng: np.random.Generator, search: AlignmentS
             for block in _blocks(state.rows, rng):
                 for g in np.unique(group[block]):
                     state.move_outputs(block[group[block] == g])
-        if plan.in_slabs > 1 or state.scopes > 1:
-            for scope in range(state.scopes):
-                for block in _blocks(state.channels[scope], rng):
+        if state.channels is not None and (plan.in_slabs > 1 or state.scopes > 1):
+            for scope, channels in enumerate(state.channels):
+                for block in _blocks(channels, rng):
                     state.move_inputs(scope, block)
         last, error = error, state.error
         if last - error <= search.tolerance:

@@ -105,8 +105,8 @@ def test_never_worse_than_naive_and_always_what_it_says(seed: int) -> None:
         int(rng.integers(1, shape.out_channels + 1)),
         int(rng.integers(1, shape.in_channels + 1)),
     )
-    wrap = bool(rng.integers(2))
-    plan = SamplingPlan.build(conv, shape, wrap, patch=patch, groups=groups)
+    wrap, wrap_in = bool(rng.integers(2)), bool(rng.integers(2))
+    plan = SamplingPlan.build(conv, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in)
     weight = rng.normal(size=conv)
     importance = [None, rng.uniform(0, 2, size=(conv[0], 1, 1, 1)), rng.uniform(0, 2, size=conv)][
         int(rng.integers(3))
