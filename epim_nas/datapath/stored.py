@@ -55,13 +55,15 @@ def stored_layers(
         InputError: the tensors are not those of the design.
     """
     from epim_nas.epitome.convert import apply_design
+    from epim_nas.epitome.layers import ORDER_BUFFERS
     from epim_nas.models.weights import load_state
 
     # Only the layers with weights: the rest of the model is not needed to know what is stored.
     model = apply_design(
         _weighted_layers(network, state), design, inplace=True, quantization=quantization
     )
-    own = model.state_dict()
+    # The model has no orders yet: a layer takes them from the tensors.
+    own = {*model.state_dict(), *(f"{name}.{order}" for name in design for order in ORDER_BUFFERS)}
     known = {name: tensor for name, tensor in state.items() if name in own}
     load_state(model, known, f"weights of {design.network}")
     modules = dict(model.named_modules())

@@ -202,6 +202,15 @@ def test_a_damaged_index_is_refused(exported: Path) -> None:
         read_datapath(exported)
 
 
+def test_the_tables_follow_the_order_that_the_weights_were_aligned_to() -> None:
+    aligned = apply_design(model(), DESIGN, align=True)
+    stored = stored_layers(NETWORK, DESIGN, aligned.state_dict())
+    for name in ("3", "4"):
+        plan = aligned.get_submodule(name).plan
+        assert plan.in_order is not None
+        assert stored[name].plan == plan
+
+
 def test_weights_that_are_not_the_design_s_are_refused() -> None:
     state = apply_design(model(), DESIGN).state_dict()
     with pytest.raises(InputError, match=r"3\.epitome.* has shape \(1, 16, 4, 4\)"):
