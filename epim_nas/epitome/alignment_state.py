@@ -114,19 +114,19 @@ class AlignmentState:
         best order within one scope."""
         inputs = self.in_orders[scope, places]
         rows, added, counts = self._slices(scope, inputs)
-        # (places, rows, kernel) of the epitome.
+        # (places, rows, kernel) of the epitome; none twice, so they are read and written once.
         where = (rows[None, :, None], self._columns[scope, places][:, None, :])
+        others, other_counts = self.sums[where] - added, self.counts[where] - counts
         shape = (len(places), -1)
-        self.sums[where] -= added
-        self.counts[where] -= counts
         gains = assignment_gains(
-            self.sums[where].reshape(shape), self.counts[where].reshape(shape),
+            others.reshape(shape), other_counts.reshape(shape),
             added.reshape(shape), counts.reshape(len(counts), -1),
         )  # fmt: skip
         chosen = linear_sum_assignment(gains, maximize=True)[1]
         self.in_orders[scope, places] = inputs[chosen]
-        self.sums[where] += added[chosen]
-        self.counts[where] += counts if len(counts) == 1 else counts[chosen]
+        self.sums[where] = others + added[chosen]
+        if len(counts) > 1:  # else every channel counts the same
+            self.counts[where] = other_counts + counts[chosen]
 
     def _filters(self, slab: int, channels: IntArray) -> tuple[FloatArray, FloatArray]:
         """What output channels add to the sums and counts (channels, columns) of a slab's row.
@@ -135,15 +135,16 @@ class AlignmentState:
         """
         order = self.in_orders[min(slab, self.scopes - 1)]
         columns = self._columns[min(slab, len(self._columns) - 1)]
-        counted = channels[:1] if self._uniform else channels
-        added = np.zeros((len(channels), self.plan.shape.rows))
-        counts = np.zeros((len(counted), self.plan.shape.rows))
+        weighted = self._weighted[channels]
+        factor = self._factor[channels[:1] if self._uniform else channels]
+        added = np.zeros((len(weighted), self.plan.shape.rows))
+        counts = np.zeros((len(factor), self.plan.shape.rows))
         for start in range(0, len(order), self.plan.patch[1]):
             # Within one patch no element is used twice.
             part = slice(start, start + self.plan.patch[1])
             used = columns[part].ravel()
-            added[:, used] += self._weighted[channels[:, None], order[part]].reshape(len(added), -1)
-            counts[:, used] += self._factor[counted[:, None], order[part]].reshape(len(counts), -1)
+            added[:, used] += weighted.take(order[part], axis=1).reshape(len(added), -1)
+            counts[:, used] += factor.take(order[part], axis=1).reshape(len(counts), -1)
         return added, counts
 
     def _slices(self, scope: int, inputs: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:

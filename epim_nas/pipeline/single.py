@@ -63,8 +63,8 @@ def finetune_design(
     setup, design = _load(design_file, run, overrides)
     folder = make_folder(out if out is not None else Path("finetuned") / design_file.stem, "--out")
     config = setup.config
-    teacher = setup.model
-    model = _start(setup, design)
+    teacher, reporter = setup.model, reporter or Reporter()
+    model = _start(setup, design, reporter)
     before = measure(setup, model, "validation").accuracy
     training = train_config(config.finalists, config.data.batch_size)
     steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
@@ -72,7 +72,7 @@ def finetune_design(
         training, steps=epochs * steps_per_epoch, lr=training.lr if lr is None else lr
     )
     checkpoint = folder / "training.state"
-    with (reporter or Reporter()).stage("Fine-tuning", training.steps) as advance:
+    with reporter.stage("Fine-tuning", training.steps) as advance:
         train(
             model,
             setup.data,
@@ -111,6 +111,7 @@ def evaluate_design(
     weights: Path | None = None,
     split: str = "test",
     overrides: list[str] | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Accuracy and cost of one design.
 
@@ -120,12 +121,13 @@ def evaluate_design(
         weights: its epitomes; without them, the run's network projected onto the design.
         split: ``validation`` or ``test``.
         overrides: changes to the run file.
+        reporter: shows the progress.
     """
     if split not in SPLITS:
         raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
     setup, design = _load(design_file, run, overrides, weights_needed=weights is None)
     if weights is None:
-        model = _start(setup, design)
+        model = _start(setup, design, reporter or Reporter())
     else:
         model = apply_design(setup.model, design, quantization=setup.quantization)
         load_weights(model, weights, field="--weights")
@@ -167,7 +169,7 @@ def _load(
     return setup, design
 
 
-def _start(setup: Setup, design: Design) -> nn.Module:
+def _start(setup: Setup, design: Design, reporter: Reporter) -> nn.Module:
     """The projected, calibrated network of a design."""
     projection, covariances = setup.config.projection, None
     if projection.outputs:
@@ -175,13 +177,15 @@ def _start(setup: Setup, design: Design) -> nn.Module:
         batches = setup.data.calibration_batches(projection.outputs, size, setup.config.seed + 5)
         layers = [name for name, choice in design.choices.items() if choice.shape is not None]
         covariances = input_covariances(setup.model.cpu().eval(), batches, layers)
-    model = apply_design(
-        setup.model,
-        design,
-        quantization=setup.quantization,
-        align=projection.align,
-        covariances=covariances,
-    )
+    with reporter.stage("Projection", len(design.choices)) as advance:
+        model = apply_design(
+            setup.model,
+            design,
+            quantization=setup.quantization,
+            align=projection.align,
+            covariances=covariances,
+            progress=lambda done: advance(done, ""),
+        )
     images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
