@@ -241,8 +241,13 @@ def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip
             f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
         )
     grid = crossbar_grid(plan, weight_bits, chip)
+    in_channels = grid.channels_per_row_group
+    if plan.is_identity and plan.groups > 1:
+        # Kept dense it is stored with the zeros outside of its blocks (:func:`mapped_plan`), where
+        # groups begin anywhere on a crossbar: all crossbars of the same columns share a step.
+        in_channels = plan.shape.in_channels
     return CrossbarBlock(
-        in_channels=grid.channels_per_row_group,
+        in_channels=in_channels,
         columns=grid.columns,
         columns_per_output=grid.columns_per_output,
     )

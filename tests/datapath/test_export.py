@@ -17,9 +17,11 @@ from epim_nas.datapath.index import LayerInfo
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.memory import read_memory
 from epim_nas.datapath.stored import block_diagonal, stored_layers
+from epim_nas.epitome.quantization import Quantization
 from epim_nas.export.datapath import export_datapath, read_datapath
 from epim_nas.files import file_digest
 from epim_nas.hardware.chip import Chip
+from epim_nas.hardware.mapping import quantized_by_crossbar
 
 PAIRS = load_chip("xbar_64")
 SINGLE = load_chip("xbar_64", ["mapping.polarity=1", "mapping.cell_bits=2", "mapping.groups=2"])
@@ -200,6 +202,23 @@ def test_a_damaged_index_is_refused(exported: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match="not valid JSON at line 1"):
         read_datapath(exported)
+
+
+def test_a_dense_grouped_layer_has_one_step_on_a_crossbar() -> None:
+    # Groups of 20 inputs, 7 of which fit on the rows of a crossbar: the second group begins in
+    # the middle of one.
+    grouped = nn.Sequential(nn.Conv2d(40, 8, 3, padding=1, groups=2))
+    network, chip = trace(grouped, (40, 6, 6), "grouped"), load_chip("xbar_64")
+    design = Design("grouped", {"0": Choice(weight_bits=4)})
+    rule = quantized_by_crossbar(Quantization(), chip)
+    made = apply_design(grouped, design, quantization=rule)
+    (layer,) = stored_layers(network, design, made.state_dict(), rule).values()
+    steps = np.broadcast_to(layer.scales, layer.weights.shape)
+    for start in range(0, 40, 7):
+        assert len(np.unique(steps[:, start : start + 7])) == 1
+    weight = made[0].weight.detach().numpy()
+    np.testing.assert_allclose((layer.weights * steps)[:4, :20], weight[:4], rtol=1e-6)
+    np.testing.assert_allclose((layer.weights * steps)[4:, 20:], weight[4:], rtol=1e-6)
 
 
 def test_the_tables_follow_the_order_that_the_weights_were_aligned_to() -> None:
