@@ -68,18 +68,24 @@ def stored_layers(
     load_state(model, known, f"weights of {design.network}")
     modules = dict(model.named_modules())
     return {
-        layer.name: _stored(modules[layer.name], design[layer.name])
+        layer.name: stored_layer(modules[layer.name], design[layer.name])
         for layer in network.weighted
         if design[layer.name].weight_bits is not None
     }
 
 
-def _stored(module: nn.Module, choice: Choice) -> StoredLayer:
+def stored_layer(module: nn.Module, choice: Choice) -> StoredLayer:
+    """What a quantized layer of a design stores.
+
+    Args:
+        module: the :class:`~epim_nas.epitome.EpitomeConv2d` or ``EpitomeLinear``.
+        choice: what the design says of it.
+    """
     from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 
     assert isinstance(module, (EpitomeConv2d, EpitomeLinear))
-    weights = module.weight_quantizer.integers(module.epitome).numpy()
-    plan, scales = module.plan, module.weight_quantizer.steps(module.epitome).double().numpy()
+    weights = module.weight_quantizer.integers(module.epitome).cpu().numpy()
+    plan, scales = module.plan, module.weight_quantizer.steps(module.epitome).double().cpu().numpy()
     if choice.shape is None and plan.groups > 1:
         # Kept dense, a grouped convolution is stored with the zeros outside of its blocks.
         weights = block_diagonal(weights, plan.groups)

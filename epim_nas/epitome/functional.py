@@ -34,7 +34,7 @@ def epitome_conv2d(
     x = sum_input_slabs(x, plan, dim=-3)
     padding = geometry.padding
     if geometry.padding_mode != "zeros":
-        x, padding = F.pad(x, _explicit_padding(geometry), mode=geometry.padding_mode), (0, 0)
+        x, padding = F.pad(x, explicit_padding(geometry), mode=geometry.padding_mode), (0, 0)
     weight = expand_distinct(epitome, plan)
     wrapped = len(weight) < plan.conv_shape[0]
     bias = None if wrapped else geometry.bias
@@ -78,7 +78,7 @@ def _replicate(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -
     return out if bias is None else out + bias.to(out.dtype).reshape(-1, *[1] * (-dim - 1))
 
 
-def _explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
+def explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
     """[left, right, top, bottom] for ``F.pad``."""
     sides: list[int] = []
     for axis in (1, 0):

@@ -60,7 +60,7 @@ def finetune_design(
     """
     if lr is not None and not 0 < lr < 10:
         raise InputError("--lr", f"got {lr:g}", "a rate greater than 0 and less than 10")
-    setup, design = _load(design_file, run, overrides)
+    setup, design = load_for(design_file, run, overrides)
     folder = make_folder(out if out is not None else Path("finetuned") / design_file.stem, "--out")
     config = setup.config
     teacher, reporter = setup.model, reporter or Reporter()
@@ -123,14 +123,9 @@ def evaluate_design(
         overrides: changes to the run file.
         reporter: shows the progress.
     """
-    if split not in SPLITS:
-        raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
-    setup, design = _load(design_file, run, overrides, weights_needed=weights is None)
-    if weights is None:
-        model = _start(setup, design, reporter or Reporter())
-    else:
-        model = apply_design(setup.model, design, quantization=setup.quantization)
-        load_weights(model, weights, field="--weights")
+    check_split(split)
+    setup, design = load_for(design_file, run, overrides, weights_needed=weights is None)
+    model = quantized_network(setup, design, weights, reporter)
     score = measure(setup, model, cast(Split, split))
     metrics = setup.metrics(design)
     return {
@@ -147,9 +142,48 @@ def evaluate_design(
     }
 
 
-def _load(
+def check_split(split: str) -> None:
+    """Refuse a split that cannot be measured on.
+
+    Raises:
+        InputError: it is neither ``validation`` nor ``test``.
+    """
+    if split not in SPLITS:
+        raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
+
+
+def quantized_network(
+    setup: Setup, design: Design, weights: Path | None, reporter: Reporter | None = None
+) -> nn.Module:
+    """The network of a design with its own weights, or the run's network projected onto it.
+
+    Args:
+        setup: the run's network and data.
+        design: the design.
+        weights: file of its weights.
+        reporter: shows the progress of the projection.
+
+    Raises:
+        InputError: the weights are not those of the design.
+    """
+    if weights is None:
+        return _start(setup, design, reporter or Reporter())
+    model = apply_design(setup.model, design, quantization=setup.quantization)
+    load_weights(model, weights, field="--weights")
+    return model
+
+
+def load_for(
     design_file: Path, run: str, overrides: list[str] | None, weights_needed: bool = True
 ) -> tuple[Setup, Design]:
+    """The run's network and data, and a design of it.
+
+    Args:
+        design_file: the design.
+        run: run file.
+        overrides: changes to the run file.
+        weights_needed: whether the trained dense network is needed.
+    """
     design = load_design(design_file)
     config, path = load_run_config(run, overrides)
     setup = Setup.load(config)

@@ -67,7 +67,7 @@ def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: st
         InputError: matplotlib is not installed.
     """
     axes = axes or _searched_axes(result)
-    figure = _new_figure(5.2 * len(axes), 4.6)
+    figure = new_figure(5.2 * len(axes), 4.6)
     panels = [figure.add_subplot(1, len(axes), column + 1) for column in range(len(axes))]
     low = _lowest_accuracy(result)
     for panel, metric in zip(panels, axes, strict=True):
@@ -101,7 +101,7 @@ def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
         for name, label, colour, value in DRAWN_BARS
     ]
     charts = [chart for chart in charts if any(value is not None for value in chart[3])]
-    figure = _new_figure(max(6.0, 2.0 + 0.28 * len(rows)), 1.0 + 1.35 * max(1, len(charts)))
+    figure = new_figure(max(6.0, 2.0 + 0.28 * len(rows)), 1.0 + 1.35 * max(1, len(charts)))
     axes = figure.subplots(max(1, len(charts)), 1, sharex=True, squeeze=False)[:, 0]
     places = list(range(len(rows)))
     for panel, (_name, label, colour, values) in zip(axes, charts, strict=False):
@@ -109,7 +109,7 @@ def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
         heights = [value or 0.0 for value in values]
         panel.bar(places, heights, color=colour, width=0.75, hatch=hatch, edgecolor="white")
         panel.set_ylabel(label, fontsize=8)
-        _style(panel)
+        style_panel(panel)
         panel.grid(axis="x", visible=False)
     axes[-1].set_xticks(places, [row.name for row in rows], rotation=90, fontsize=7)
     wrapped = any(row.wrap for row in rows)
@@ -135,7 +135,12 @@ def png_bytes(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def _new_figure(width_inch: float, height_inch: float) -> Figure:
+def new_figure(width_inch: float, height_inch: float) -> Figure:
+    """An empty figure on a canvas of its own.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -146,7 +151,8 @@ def _new_figure(width_inch: float, height_inch: float) -> Figure:
     return figure
 
 
-def _style(panel: Axes) -> None:
+def style_panel(panel: Axes) -> None:
+    """Give a panel the look of all figures."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(color="#E6E6E6", linewidth=0.7)
     panel.set_axisbelow(True)
@@ -202,7 +208,7 @@ def _draw_panel(panel: Axes, result: RunResult, metric: str, low: float) -> None
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     panel.set_xlabel(label, fontsize=9)
-    _style(panel)
+    style_panel(panel)
     _scale_axes(panel, low)
 
 
