@@ -27,7 +27,7 @@ from epim_nas.epitome.quantization.activations import ActivationQuantizer, activ
 from epim_nas.epitome.quantization.ranges import gaussian_step
 from epim_nas.epitome.quantization.steps import weight_levels
 from epim_nas.epitome.quantization.weights import quantize_weight, weight_step
-from epim_nas.epitome.sampling import expand, project
+from epim_nas.epitome.sampling import channel_index, expand, project
 
 GEOMETRIES = [
     dict(zip(("stride", "padding", "dilation", "groups", "padding_mode"), values, strict=True))
@@ -296,3 +296,18 @@ def test_activation_gradients_follow_finite_differences_outside_rounding() -> No
 def test_broken_activations_are_refused() -> None:
     with pytest.raises(InputError, match="NaN or Inf"):
         ActivationQuantizer(4)(torch.tensor([1.0, float("inf")]))
+
+
+def test_the_orders_of_several_wide_designs_stay_at_hand() -> None:
+    # Four designs of 50 layers with four output slabs: five orders each, forwards and back.
+    orders = list(itertools.islice(itertools.permutations(range(8)), 4 * 50 * 5))
+    indices = [
+        [channel_index(order, torch.device("cpu"), inverse=inverse) for order in orders]
+        for _ in range(2)
+        for inverse in (False, True)
+    ]
+    assert all(a is b for a, b in zip(indices[0], indices[2], strict=True))
+    assert all(a is b for a, b in zip(indices[1], indices[3], strict=True))
+    for order, index, inverse in zip(orders, indices[0], indices[1], strict=True):
+        assert tuple(index.tolist()) == order
+        assert torch.equal(index[inverse], torch.arange(8))
