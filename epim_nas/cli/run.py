@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+_SIMULATION = "Options of --simulate"
+
 RunFile = Annotated[
     str, typer.Argument(metavar="RUN", help="Run file: a path, or a preset's name (`demo`).")
 ]
@@ -95,6 +97,7 @@ def finetune(
 
 
 def evaluate(
+    context: typer.Context,
     design: Annotated[Path, typer.Argument(metavar="DESIGN.yaml", help="Design file.")],
     run: Annotated[str, typer.Option("--run", help="Run file: network, data and weights.")],
     weights: Annotated[
@@ -108,12 +111,19 @@ def evaluate(
         bool, typer.Option("--simulate", help="Through the crossbar simulator.")
     ] = False,
     adc_bits: Annotated[
-        str, typer.Option("--adc-bits", metavar="N,N,...", help="Bits of the ADCs to simulate.")
+        str,
+        typer.Option(
+            "--adc-bits",
+            rich_help_panel=_SIMULATION,
+            metavar="N,N,...",
+            help="Bits of the ADCs to simulate.",
+        ),
     ] = "3,4,5,6,7,8,9",
     variation: Annotated[
         str,
         typer.Option(
             "--variation",
+            rich_help_panel=_SIMULATION,
             metavar="X,X,...",
             help="Simulated log-normal variations of the cells' conductance.",
         ),
@@ -121,31 +131,55 @@ def evaluate(
     adc_range: Annotated[
         str,
         typer.Option(
-            "--adc-range", help="unit (clips), full (rounds), or calibrated; see docs/simulator.md."
+            "--adc-range",
+            rich_help_panel=_SIMULATION,
+            help="unit (clips), full (rounds), or calibrated; see docs/simulator.md.",
         ),
     ] = "unit",
     stuck_off: Annotated[
-        float, typer.Option("--stuck-off", help="Share of simulated cells stuck at 0.")
+        float,
+        typer.Option(
+            "--stuck-off", rich_help_panel=_SIMULATION, help="Share of simulated cells stuck at 0."
+        ),
     ] = 0.0,
     stuck_on: Annotated[
-        float, typer.Option("--stuck-on", help="Share of simulated cells stuck at the top level.")
+        float,
+        typer.Option(
+            "--stuck-on",
+            rich_help_panel=_SIMULATION,
+            help="Share of simulated cells stuck at the top level.",
+        ),
     ] = 0.0,
     read_noise: Annotated[
-        float, typer.Option("--read-noise", help="Relative noise of a simulated cell's current.")
+        float,
+        typer.Option(
+            "--read-noise",
+            rich_help_panel=_SIMULATION,
+            help="Relative noise of a simulated cell's current.",
+        ),
     ] = 0.0,
     drift: Annotated[
         str,
         typer.Option(
             "--drift",
+            rich_help_panel=_SIMULATION,
             metavar="EXPONENT,SPREAD,TIME",
             help="Simulated drift: the conductance falls with time^-exponent.",
         ),
     ] = "0,0,1",
-    seed: Annotated[int, typer.Option("--seed", help="Of the simulated cells.")] = 0,
-    images: Annotated[int, typer.Option("--images", help="Images to simulate.")] = 256,
+    seed: Annotated[
+        int, typer.Option("--seed", rich_help_panel=_SIMULATION, help="Of the simulated cells.")
+    ] = 0,
+    images: Annotated[
+        int, typer.Option("--images", rich_help_panel=_SIMULATION, help="Images to simulate.")
+    ] = 256,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the figure; simulated/DESIGN by default."),
+        typer.Option(
+            "--out",
+            rich_help_panel=_SIMULATION,
+            help="Folder of the figure; simulated/DESIGN by default.",
+        ),
     ] = None,
     set_: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -181,6 +215,7 @@ def evaluate(
             json_=json_,
         )
         return
+    _refuse_simulation_options(context)
     from epim_nas.pipeline.single import evaluate_design
 
     result = evaluate_design(design, run, weights=weights, split=split, overrides=set_)
@@ -191,6 +226,22 @@ def evaluate(
         f"top-1 {100 * result['accuracy']:.2f} % on {result['images']} {split} images, "
         f"{result['crossbars']} crossbars ({result['compression']:.2f}x)"
     )
+
+
+def _refuse_simulation_options(context: typer.Context) -> None:
+    """They would have no effect without ``--simulate``."""
+    from epim_nas.errors import InputError
+
+    for parameter in context.command.params:
+        simulation = getattr(parameter, "rich_help_panel", None) == _SIMULATION
+        # By name: Typer brings a copy of click's type, of an internal module.
+        source = getattr(context.get_parameter_source(parameter.name or ""), "name", "")
+        if simulation and source == "COMMANDLINE":
+            raise InputError(
+                parameter.opts[0],
+                "is an option of the simulator",
+                hint="Add `--simulate`, or leave it out.",
+            )
 
 
 def _print_json(data: Any) -> None:

@@ -62,12 +62,8 @@ def stored_layers(
     model = apply_design(
         _weighted_layers(network, state), design, inplace=True, quantization=quantization
     )
-    own = set(model.state_dict())
-    # Only layers with reordered channels have orders, and this model does not know which.
-    for name in state:
-        layer, _, last = name.rpartition(".")
-        if last in ORDER_BUFFERS and f"{layer}.epitome" in own:
-            own.add(name)
+    # The model has no orders yet: a layer takes them from the tensors.
+    own = {*model.state_dict(), *(f"{name}.{order}" for name in design for order in ORDER_BUFFERS)}
     known = {name: tensor for name, tensor in state.items() if name in own}
     load_state(model, known, f"weights of {design.network}")
     modules = dict(model.named_modules())

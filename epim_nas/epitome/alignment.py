@@ -11,8 +11,9 @@ never rises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,16 @@ class AlignmentSearch:
         tolerance: a descent ends with the sweep that lowers the relative error by less.
         restarts: further descents, each from the best order with a part of it shuffled.
         shuffled: fraction of the channels that a restart shuffles.
+        block: largest number of channels that change places at once. The time of a sweep grows
+            with it, that of an assignment with its cube; more sweeps of smaller blocks find as
+            much.
     """
 
     sweeps: int = 30
     tolerance: float = 1e-4
     restarts: int = 2
     shuffled: float = 0.2
+    block: int = 256
 
     def __post_init__(self) -> None:
         checks = {
@@ -44,6 +49,7 @@ class AlignmentSearch:
             "tolerance": (self.tolerance >= 0, "0 or greater"),
             "restarts": (self.restarts >= 0, "at least 0"),
             "shuffled": (0 < self.shuffled <= 1, "above 0, to 1"),
+            "block": (self.block >= 2, "at least 2"),
         }
         for name, (good, allowed) in checks.items():
             if not good:
@@ -76,8 +82,9 @@ def align(
     """Choose the order of channels in which ``plan`` fits ``weight`` best.
 
     Output channels stay in their group. Input channels have one order in every output slab, the
-    same in all of them where the plan is wrapped. The search starts from the plan's own order and
-    is a function of its arguments.
+    same in all of them where the plan is wrapped; where it is wrapped along the inputs alone, they
+    keep their order. The search starts from the plan's own order and is a function of its
+    arguments.
 
     Args:
         weight: (O, I/groups, Kh, Kw).
@@ -108,42 +115,34 @@ def align(
     return Alignment(found, before, best)
 
 
-def align_plans(
-    weight: npt.ArrayLike, plans: Sequence[SamplingPlan], search: AlignmentSearch | None = None
-) -> list[SamplingPlan]:
-    """Each plan of one weight with its channels aligned; equal plans are aligned once."""
-    found = {plan: plan for plan in plans}
-    for plan in found:
-        found[plan] = align(weight, plan, search=search).plan
-    return [found[plan] for plan in plans]
-
-
 def _descend(state: AlignmentState, rng: np.random.Generator, search: AlignmentSearch) -> None:
     plan, error = state.plan, state.error
     group = np.arange(plan.conv_shape[0]) // (plan.conv_shape[0] // plan.groups)
     for _ in range(search.sweeps):
         # Where there is one slab only, another order is another name for the same epitome.
         if plan.out_slabs > 1:
-            for block in _blocks(state.rows, rng):
+            for block in _blocks(state.rows, rng, search.block):
                 for g in np.unique(group[block]):
                     state.move_outputs(block[group[block] == g])
-        if plan.in_slabs > 1 or state.scopes > 1:
-            for scope in range(state.scopes):
-                for block in _blocks(state.channels[scope], rng):
+        if state.channels is not None and (plan.in_slabs > 1 or state.scopes > 1):
+            for scope, channels in enumerate(state.channels):
+                for block in _blocks(channels, rng, search.block):
                     state.move_inputs(scope, block)
         last, error = error, state.error
         if last - error <= search.tolerance:
             break
 
 
-def _blocks(keys: IntArray, rng: np.random.Generator) -> Iterator[IntArray]:
+def _blocks(keys: IntArray, rng: np.random.Generator, largest: int) -> Iterator[IntArray]:
     """A random division of the places into blocks in which no key occurs twice."""
     order = rng.permutation(len(keys))
     order = order[np.argsort(keys[order], kind="stable")]
     first = np.searchsorted(keys[order], keys[order])
     turn = np.arange(len(keys)) - first
     for number in range(turn.max() + 1):
-        yield order[turn == number]
+        block = order[turn == number]
+        parts = ceil(len(block) / largest)
+        yield from np.array_split(rng.permutation(block), parts) if parts > 1 else [block]
 
 
 def _shuffle(state: AlignmentState, rng: np.random.Generator, fraction: float) -> None:

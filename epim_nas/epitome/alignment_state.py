@@ -28,16 +28,18 @@ class AlignmentState:
         out_order: (O,) the output channel at every output position.
         in_orders: (scopes, I) the input channel at every input position.
         scopes: how many input orders there are: one for every output slab, or one for all of them
-            where they are wrapped.
+            where slabs are wrapped, of either side.
         rows: (O,) the row (output channel) of the epitome that every output position reads.
-        channels: (scopes, I) the epitome's input channel that every input position reads.
+        channels: (scopes, I) the epitome's input channel that every input position reads; None
+            where input positions cannot be moved one by one: output slabs that share their order
+            of inputs, but not their patches (input wrapping alone), meet in the same elements.
     """
 
     def __init__(self, weight: FloatArray, plan: SamplingPlan, importance: FloatArray) -> None:
         outputs, inputs, kernel_h, kernel_w = plan.conv_shape
         kernel = kernel_h * kernel_w
         self.plan = plan
-        self.scopes = 1 if plan.wrap else plan.out_slabs
+        self.scopes = 1 if plan.wrap or plan.wrap_in else plan.out_slabs
         given = np.arange(outputs) if plan.out_order is None else np.array(plan.out_order)
         self.out_order: IntArray = given
         orders = plan.in_order or [range(inputs)] * plan.out_slabs
@@ -48,9 +50,11 @@ class AlignmentState:
         self._weighted = weight.reshape(outputs, inputs, kernel) * self._factor
         self._energy = float((self._weighted * weight.reshape(outputs, inputs, kernel)).sum())
         self._slab = np.arange(outputs) // plan.patch[0]
-        self._columns = _columns(plan)[: self.scopes]
+        self._columns = _columns(plan)[: 1 if plan.wrap else plan.out_slabs]
         plane = plan.shape.height * plan.shape.width
-        self.channels: IntArray = self._columns[:, :, 0] // plane
+        self.channels: IntArray | None = None
+        if len(self._columns) == self.scopes:
+            self.channels = self._columns[:, :, 0] // plane
         self.rows: IntArray = np.concatenate(
             [
                 patch.source_out + np.arange(patch.out_channels)
@@ -110,36 +114,37 @@ class AlignmentState:
         best order within one scope."""
         inputs = self.in_orders[scope, places]
         rows, added, counts = self._slices(scope, inputs)
-        # (places, rows, kernel) of the epitome.
+        # (places, rows, kernel) of the epitome; none twice, so they are read and written once.
         where = (rows[None, :, None], self._columns[scope, places][:, None, :])
+        others, other_counts = self.sums[where] - added, self.counts[where] - counts
         shape = (len(places), -1)
-        self.sums[where] -= added
-        self.counts[where] -= counts
         gains = assignment_gains(
-            self.sums[where].reshape(shape), self.counts[where].reshape(shape),
+            others.reshape(shape), other_counts.reshape(shape),
             added.reshape(shape), counts.reshape(len(counts), -1),
         )  # fmt: skip
         chosen = linear_sum_assignment(gains, maximize=True)[1]
         self.in_orders[scope, places] = inputs[chosen]
-        self.sums[where] += added[chosen]
-        self.counts[where] += counts if len(counts) == 1 else counts[chosen]
+        self.sums[where] = others + added[chosen]
+        if len(counts) > 1:  # else every channel counts the same
+            self.counts[where] = other_counts + counts[chosen]
 
     def _filters(self, slab: int, channels: IntArray) -> tuple[FloatArray, FloatArray]:
         """What output channels add to the sums and counts (channels, columns) of a slab's row.
 
         Counts have one row where they are the same for all channels.
         """
-        scope = min(slab, self.scopes - 1)
-        order, columns = self.in_orders[scope], self._columns[scope]
-        counted = channels[:1] if self._uniform else channels
-        added = np.zeros((len(channels), self.plan.shape.rows))
-        counts = np.zeros((len(counted), self.plan.shape.rows))
+        order = self.in_orders[min(slab, self.scopes - 1)]
+        columns = self._columns[min(slab, len(self._columns) - 1)]
+        weighted = self._weighted[channels]
+        factor = self._factor[channels[:1] if self._uniform else channels]
+        added = np.zeros((len(weighted), self.plan.shape.rows))
+        counts = np.zeros((len(factor), self.plan.shape.rows))
         for start in range(0, len(order), self.plan.patch[1]):
             # Within one patch no element is used twice.
             part = slice(start, start + self.plan.patch[1])
             used = columns[part].ravel()
-            added[:, used] += self._weighted[channels[:, None], order[part]].reshape(len(added), -1)
-            counts[:, used] += self._factor[counted[:, None], order[part]].reshape(len(counts), -1)
+            added[:, used] += weighted.take(order[part], axis=1).reshape(len(added), -1)
+            counts[:, used] += factor.take(order[part], axis=1).reshape(len(counts), -1)
         return added, counts
 
     def _slices(self, scope: int, inputs: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ def apply_design(
     align: bool | AlignmentSearch = False,
     covariances: Mapping[str, Tensor] | None = None,
     importance: Mapping[str, Tensor] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> nn.Module:
     """The model with its convolutions and linear layers replaced as the design says.
 
@@ -48,6 +49,7 @@ def apply_design(
             such a layer is projected by the error of its outputs.
         importance: layer -> importance of its weight's elements, of a shape that broadcasts to the
             weight's (O, I/groups, Kh, Kw), such as :func:`.statistics.batch_norm_importance`.
+        progress: called with how many layers are done; aligning wide ones takes seconds each.
 
     Returns:
         The network of the design, on the device of the model.
@@ -63,7 +65,7 @@ def apply_design(
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     }
-    for name, choice in design.choices.items():
+    for done, (name, choice) in enumerate(design.choices.items(), start=1):
         module = weighted.get(name)
         if module is None:
             raise InputError(
@@ -81,6 +83,7 @@ def apply_design(
                     align_layer(layer, module.weight, factor, search)
                 layer.project_from(module.weight, factor, (covariances or {}).get(name))
             _replace(model, name, layer)
+        progress(done)
     return model
 
 

@@ -104,11 +104,11 @@ class _EpitomeLayer(nn.Module):
             raise InputError("weight", "has NaN or Inf in it", "finite values")
         shape = self.plan.conv_shape
         weight = weight.reshape(shape)
+        if importance is not None and importance.dim() < 4:  # of a linear layer
+            importance = importance[..., None, None]
         if covariance is not None:
             epitome = project_outputs(weight, self.plan, covariance, importance=importance)
         elif importance is not None:
-            if importance.dim() < 4:  # of a linear layer
-                importance = importance[..., None, None]
             epitome = project(weight, self.plan, importance.expand(shape))
         else:
             epitome = project(weight, self.plan)

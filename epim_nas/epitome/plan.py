@@ -7,10 +7,11 @@ The plan is the single source of truth about an epitome layer. The operator gath
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -318,6 +319,15 @@ class SamplingPlan:
     @cached_property
     def repeats(self) -> IntArray:
         """(Oe, Ie, He, We) how many elements of the weight each epitome element fills."""
+        # An array as large as the epitome, which no order changes: the plans of equal layers, each
+        # in the order of its own weights, share it.
+        key = (self.conv_shape, self.shape, self.patch, self.patches)
+        counts = _REPEATS.get(key)
+        if counts is None:
+            counts = _REPEATS[key] = self._count_repeats()
+        return counts
+
+    def _count_repeats(self) -> IntArray:
         # Patch by patch, not from `weight_index`, which takes 8 bytes for every weight.
         counts = np.zeros(self.shape.as_tuple, dtype=np.int64)
         _, _, kernel_h, kernel_w = self.conv_shape
@@ -356,6 +366,10 @@ class SamplingPlan:
         ordered = np.empty_like(source)
         ordered[order] = source
         return order[rows], ordered
+
+
+_REPEATS: WeakValueDictionary[Hashable, IntArray] = WeakValueDictionary()
+"""Geometry of a plan -> its repeats, while a plan holds them."""
 
 
 def _permutation(field: str, order: Sequence[int], size: int) -> Order:

@@ -65,7 +65,9 @@ def channel_index(channels: Order, device: torch.device, *, inverse: bool = Fals
     return _kept_index(channels, device, inverse)
 
 
-@lru_cache(maxsize=1024)
+# A step of a wide supernet takes several designs of fifty layers, each with an order for every
+# slab: a cache that holds fewer than all of them finds none.
+@lru_cache(maxsize=8192)
 def _kept_index(channels: Order, device: torch.device, inverse: bool) -> Tensor:
     # An index that was made in inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):

@@ -222,9 +222,7 @@ def map_plan(plan: SamplingPlan, weight_bits: int | None, weights: int, chip: Ch
 def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> CrossbarBlock:
     """The epitome channels that share a crossbar, and with it a quantization step.
 
-    Slices of an output that lie on further crossbars (``sliced``) share the step of the first. A
-    grouped convolution kept dense is stored in blocks, whose rows are cut elsewhere than those of
-    the weight: all crossbars that an output lies on share its step.
+    Slices of an output that lie on further crossbars (``sliced``) share the step of the first.
 
     Args:
         plan: the layer's sampling plan.
@@ -243,9 +241,13 @@ def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip
             f"at most {chip.crossbar.rows} rows a channel (epitome height * width)",
         )
     grid = crossbar_grid(plan, weight_bits, chip)
-    in_blocks = plan.groups > 1 and plan.shape.as_tuple == plan.conv_shape
+    in_channels = grid.channels_per_row_group
+    if plan.is_identity and plan.groups > 1:
+        # Kept dense it is stored with the zeros outside of its blocks (:func:`mapped_plan`), where
+        # groups begin anywhere on a crossbar: all crossbars of the same columns share a step.
+        in_channels = plan.shape.in_channels
     return CrossbarBlock(
-        in_channels=plan.conv_shape[1] if in_blocks else grid.channels_per_row_group,
+        in_channels=in_channels,
         columns=grid.columns,
         columns_per_output=grid.columns_per_output,
     )

@@ -119,7 +119,7 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
         100 * baseline.test_accuracy,
     )
     teacher = copy.deepcopy(setup.model)
-    supernet = prepare_supernet(setup, space)
+    supernet = prepare_supernet(setup, space, folder, reporter)
     sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
     problem = setup.problem(space, table, sensitivity, budget)
     seeds = seeds_of(setup, problem)

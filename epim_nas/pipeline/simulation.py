@@ -74,7 +74,7 @@ def simulate_design(
     setup, design = load_for(design_file, run, overrides, weights_needed=weights is None)
     events = count_network(setup.network, design, setup.chip)
     folder = make_folder(out if out is not None else Path("simulated") / design_file.stem, "--out")
-    model = quantized_network(setup, design, weights)
+    model = quantized_network(setup, design, weights, reporter)
     config = setup.config
     batches = list(_first(setup, cast(Split, split), images))
     # In float32: with bfloat16 the torch network itself would differ from the integers.

@@ -63,8 +63,8 @@ def finetune_design(
     setup, design = load_for(design_file, run, overrides)
     folder = make_folder(out if out is not None else Path("finetuned") / design_file.stem, "--out")
     config = setup.config
-    teacher = setup.model
-    model = _start(setup, design)
+    teacher, reporter = setup.model, reporter or Reporter()
+    model = _start(setup, design, reporter)
     before = measure(setup, model, "validation").accuracy
     training = train_config(config.finalists, config.data.batch_size)
     steps_per_epoch = max(1, setup.data.sizes["train"] // training.batch_size)
@@ -72,7 +72,7 @@ def finetune_design(
         training, steps=epochs * steps_per_epoch, lr=training.lr if lr is None else lr
     )
     checkpoint = folder / "training.state"
-    with (reporter or Reporter()).stage("Fine-tuning", training.steps) as advance:
+    with reporter.stage("Fine-tuning", training.steps) as advance:
         train(
             model,
             setup.data,
@@ -111,6 +111,7 @@ def evaluate_design(
     weights: Path | None = None,
     split: str = "test",
     overrides: list[str] | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Accuracy and cost of one design.
 
@@ -120,10 +121,11 @@ def evaluate_design(
         weights: its epitomes; without them, the run's network projected onto the design.
         split: ``validation`` or ``test``.
         overrides: changes to the run file.
+        reporter: shows the progress.
     """
     check_split(split)
     setup, design = load_for(design_file, run, overrides, weights_needed=weights is None)
-    model = quantized_network(setup, design, weights)
+    model = quantized_network(setup, design, weights, reporter)
     score = measure(setup, model, cast(Split, split))
     metrics = setup.metrics(design)
     return {
@@ -150,14 +152,22 @@ def check_split(split: str) -> None:
         raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
 
 
-def quantized_network(setup: Setup, design: Design, weights: Path | None) -> nn.Module:
+def quantized_network(
+    setup: Setup, design: Design, weights: Path | None, reporter: Reporter | None = None
+) -> nn.Module:
     """The network of a design with its own weights, or the run's network projected onto it.
+
+    Args:
+        setup: the run's network and data.
+        design: the design.
+        weights: file of its weights.
+        reporter: shows the progress of the projection.
 
     Raises:
         InputError: the weights are not those of the design.
     """
     if weights is None:
-        return _start(setup, design)
+        return _start(setup, design, reporter or Reporter())
     model = apply_design(setup.model, design, quantization=setup.quantization)
     load_weights(model, weights, field="--weights")
     return model
@@ -193,7 +203,7 @@ def load_for(
     return setup, design
 
 
-def _start(setup: Setup, design: Design) -> nn.Module:
+def _start(setup: Setup, design: Design, reporter: Reporter) -> nn.Module:
     """The projected, calibrated network of a design."""
     projection, covariances = setup.config.projection, None
     if projection.outputs:
@@ -201,13 +211,15 @@ def _start(setup: Setup, design: Design) -> nn.Module:
         batches = setup.data.calibration_batches(projection.outputs, size, setup.config.seed + 5)
         layers = [name for name, choice in design.choices.items() if choice.shape is not None]
         covariances = input_covariances(setup.model.cpu().eval(), batches, layers)
-    model = apply_design(
-        setup.model,
-        design,
-        quantization=setup.quantization,
-        align=projection.align,
-        covariances=covariances,
-    )
+    with reporter.stage("Projection", len(design.choices)) as advance:
+        model = apply_design(
+            setup.model,
+            design,
+            quantization=setup.quantization,
+            align=projection.align,
+            covariances=covariances,
+            progress=lambda done: advance(done, ""),
+        )
     images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:

@@ -124,16 +124,27 @@ def measure(setup: Setup, model: nn.Module, split: Split) -> Score:
     return evaluate(model, batches, config.device, config.precision)
 
 
-def prepare_supernet(setup: Setup, space: SearchSpace) -> Supernet:
-    """The untrained supernet, its activation ranges calibrated."""
-    config = setup.config
-    device = resolve_device(config.device)
-    # One descent: a search may have a thousand plans, and restarts gain little.
-    search = AlignmentSearch(restarts=0, tolerance=1e-3) if config.projection.align else None
-    if search is not None:
+def prepare_supernet(
+    setup: Setup, space: SearchSpace, folder: RunFolder, reporter: Reporter
+) -> Supernet:
+    """The untrained supernet, its choices aligned and its activation ranges calibrated.
+
+    The orders that are found are kept in the folder.
+    """
+    device = resolve_device(setup.config.device)
+    if setup.config.projection.align:
+        # One descent: a search may have a thousand plans, and restarts gain little.
+        search = AlignmentSearch(restarts=0, tolerance=1e-3)
         choices = sum(len(choices) for choices in space.layer_choices.values())
-        log.info("aligning the channels of %d choices", choices)
-    supernet = Supernet(setup.model, setup.network, space, setup.quantization, search).to(device)
+        with timed(folder, "alignment"), reporter.stage("Aligning", choices) as advance:
+            supernet = Supernet(
+                setup.model, setup.network, space, setup.quantization, search,
+                alignments=folder.checkpoints / f"alignment-{space.digest[:12]}",
+                progress=lambda done: advance(done, ""),
+            )  # fmt: skip
+    else:
+        supernet = Supernet(setup.model, setup.network, space, setup.quantization)
+    supernet.to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
 

@@ -7,13 +7,14 @@ pretrained network under each design, and a training step of one design moves al
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from epim_nas.epitome.alignment import AlignmentSearch, align_plans
+from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Choice
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
@@ -29,6 +30,7 @@ from epim_nas.epitome.quantization import (
 from epim_nas.epitome.sampling import project
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
+from epim_nas.supernet.alignments import align_plans
 
 _DEFAULT_QUANTIZATION = Quantization()
 
@@ -108,6 +110,9 @@ class Supernet(nn.Module):
         quantization: how weights and inputs are quantized, or a rule that says it of each choice.
         align: order the channels of every choice so that it fits the trained weights best; how
             long to search for the order, None to keep the network's own.
+        alignments: folder in which the orders of finished layers are kept, so that an interrupted
+            search for them goes on.
+        progress: called with how many choices are aligned, of those of all layers.
     """
 
     def __init__(
@@ -117,18 +122,32 @@ class Supernet(nn.Module):
         space: SearchSpace,
         quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
         align: AlignmentSearch | None = None,
+        *,
+        alignments: Path | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         super().__init__()
         self.space = space
         self.quantization = quantization
         self.model = copy.deepcopy(model)
         self.layers: dict[str, SuperLayer] = {}
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done)
+
         for name, choices in space.layer_choices.items():
             module = self.model.get_submodule(name)
             assert isinstance(module, (nn.Conv2d, nn.Linear)), name
             plans = [choice.plan(network[name]) for choice in choices]
             if align is not None:
-                plans = align_plans(module.weight.detach().double().cpu().numpy(), plans, align)
+                plans = align_plans(
+                    module.weight.detach().double().cpu().numpy(), plans, align,
+                    file=None if alignments is None else alignments / f"{name}.npz",
+                    progress=advance,
+                )  # fmt: skip
             layer = SuperLayer(module, choices, plans, quantization)
             self.layers[name] = layer
             parent, _, last = name.rpartition(".")

@@ -257,6 +257,32 @@ def test_a_damaged_index_is_refused(exported: Path) -> None:
         read_datapath(exported)
 
 
+def test_a_dense_grouped_layer_has_one_step_on_a_crossbar() -> None:
+    # Groups of 20 inputs, 7 of which fit on the rows of a crossbar: the second group begins in
+    # the middle of one.
+    grouped = nn.Sequential(nn.Conv2d(40, 8, 3, padding=1, groups=2))
+    network, chip = trace(grouped, (40, 6, 6), "grouped"), load_chip("xbar_64")
+    design = Design("grouped", {"0": Choice(weight_bits=4)})
+    rule = quantized_by_crossbar(Quantization(), chip)
+    made = apply_design(grouped, design, quantization=rule)
+    (layer,) = stored_layers(network, design, made.state_dict(), rule).values()
+    steps = np.broadcast_to(layer.scales, layer.weights.shape)
+    for start in range(0, 40, 7):
+        assert len(np.unique(steps[:, start : start + 7])) == 1
+    weight = made[0].weight.detach().numpy()
+    np.testing.assert_allclose((layer.weights * steps)[:4, :20], weight[:4], rtol=1e-6)
+    np.testing.assert_allclose((layer.weights * steps)[4:, 20:], weight[4:], rtol=1e-6)
+
+
+def test_the_tables_follow_the_order_that_the_weights_were_aligned_to() -> None:
+    aligned = apply_design(model(), DESIGN, align=True)
+    stored = stored_layers(NETWORK, DESIGN, aligned.state_dict())
+    for name in ("3", "4"):
+        plan = aligned.get_submodule(name).plan
+        assert plan.in_order is not None
+        assert stored[name].plan == plan
+
+
 def test_weights_that_are_not_the_design_s_are_refused() -> None:
     state = apply_design(model(), DESIGN).state_dict()
     with pytest.raises(InputError, match=r"3\.epitome.* has shape \(1, 16, 4, 4\)"):

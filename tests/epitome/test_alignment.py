@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epim_nas import EpitomeShape, InputError, SamplingPlan
-from epim_nas.epitome.alignment import AlignmentSearch, align, align_plans
+from epim_nas.epitome.alignment import AlignmentSearch, align
 from epim_nas.epitome.alignment_state import assignment_gains
 from epim_nas.epitome.sampling import expand, project
 
@@ -105,8 +105,8 @@ def test_never_worse_than_naive_and_always_what_it_says(seed: int) -> None:
         int(rng.integers(1, shape.out_channels + 1)),
         int(rng.integers(1, shape.in_channels + 1)),
     )
-    wrap = bool(rng.integers(2))
-    plan = SamplingPlan.build(conv, shape, wrap, patch=patch, groups=groups)
+    wrap, wrap_in = bool(rng.integers(2)), bool(rng.integers(2))
+    plan = SamplingPlan.build(conv, shape, wrap, patch=patch, groups=groups, wrap_in=wrap_in)
     weight = rng.normal(size=conv)
     importance = [None, rng.uniform(0, 2, size=(conv[0], 1, 1, 1)), rng.uniform(0, 2, size=conv)][
         int(rng.integers(3))
@@ -140,14 +140,22 @@ def test_same_seed_same_orders_and_it_starts_from_the_plans_own() -> None:
     assert further.error_after <= first.error_after + 1e-12
 
 
-def test_the_identity_keeps_its_order_and_equal_plans_are_aligned_alike() -> None:
+def test_the_identity_keeps_its_order() -> None:
     weight = np.random.default_rng(4).normal(size=(8, 8, 3, 3))
-    identity = SamplingPlan.identity(weight.shape)
-    other = SamplingPlan.build(weight.shape, EpitomeShape(4, 8, 3, 3))
-    plans = align_plans(weight, [identity, other, other])
-    assert plans[0] == identity
-    assert plans[1] == plans[2] == align(weight, other).plan
-    assert align(weight, identity).error_after == pytest.approx(0, abs=1e-12)
+    found = align(weight, SamplingPlan.identity(weight.shape))
+    assert found.plan == SamplingPlan.identity(weight.shape)
+    assert found.error_after == pytest.approx(0, abs=1e-12)
+
+
+def test_small_blocks_find_nearly_as_much_as_whole_ones() -> None:
+    weight = np.random.default_rng(5).normal(size=(64, 32, 1, 1))
+    plan = SamplingPlan.build(weight.shape, EpitomeShape(32, 16, 1, 1))
+    gains = []
+    for block in (8, 256):
+        found = align(weight, plan, search=AlignmentSearch(block=block))
+        assert found.error_after == pytest.approx(relative_error(weight, found.plan), abs=1e-9)
+        gains.append(found.error_before - found.error_after)
+    assert gains[0] > 0.8 * gains[1] > 0
 
 
 def test_a_weight_of_zeros_has_no_error() -> None:
@@ -189,7 +197,8 @@ def test_wrong_input_is_refused(arguments: dict, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"sweeps": 0}, {"tolerance": -1.0}, {"restarts": -1}, {"shuffled": 0.0}]
+    "options",
+    [{"sweeps": 0}, {"tolerance": -1.0}, {"restarts": -1}, {"shuffled": 0.0}, {"block": 1}],
 )
 def test_a_search_that_cannot_be_is_refused(options: dict) -> None:
     with pytest.raises(InputError, match=f"alignment.{next(iter(options))}"):

@@ -193,6 +193,17 @@ def test_output_projection_with_a_white_input_is_the_projection() -> None:
         project_outputs(weight, plan, covariance, importance=torch.ones(8, 6, 3, 3))
 
 
+def test_a_linear_layer_is_projected_onto_its_outputs_with_importance() -> None:
+    layer = EpitomeLinear(8, 6, shape=EpitomeShape(3, 8, 1, 1))
+    weight, importance = torch.randn(6, 8), torch.rand(6, 1) + 0.1
+    covariance = random_covariance(1, 8, 2).float()
+    layer.project_from(weight, importance, covariance)
+    expected = project_outputs(
+        weight[:, :, None, None], layer.plan, covariance, importance=importance[..., None, None]
+    )
+    assert torch.equal(layer.epitome, expected)
+
+
 def test_covariances_are_those_of_what_the_layers_multiply() -> None:
     model = net().double()
     images = torch.randn(5, 8, 6, 6, dtype=torch.double)

@@ -306,3 +306,14 @@ def test_wrong_patches_and_groups_are_refused(arguments: dict) -> None:
 def test_sizes_are_positive_integers(value: object) -> None:
     with pytest.raises(InputError, match="positive integer"):
         EpitomeShape(value, 4, 3, 3)  # type: ignore[arg-type]
+
+
+def test_plans_that_differ_in_their_order_share_their_repeats() -> None:
+    plan = SamplingPlan.build((8, 6, 3, 3), EpitomeShape(4, 3, 4, 4))
+    ordered = plan.reordered(range(7, -1, -1), [[5, 4, 3, 2, 1, 0]])
+    assert ordered != plan
+    assert ordered.repeats is plan.repeats
+    counted = np.bincount(ordered.weight_index.ravel(), minlength=plan.shape.size)
+    assert np.array_equal(plan.repeats.ravel(), counted)
+    other = SamplingPlan.build((8, 6, 3, 3), EpitomeShape(4, 3, 4, 4), wrap=True)
+    assert other.repeats is not plan.repeats

@@ -249,6 +249,17 @@ def test_learning_lowers_the_error_from_a_bad_start() -> None:
     assert errors[-1] < 1.1 * least
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_weight_is_exactly_what_the_cells_hold(granularity: dict, learned: bool) -> None:
+    options = Quantization(**granularity, learned_weight_step=learned)
+    for seed in range(10):
+        epitome = random_epitome(seed)
+        quantizer = WeightQuantizer(5, OVERLAPPING, options)
+        held = quantizer.integers(epitome) * quantizer.steps(epitome)
+        assert torch.equal(quantizer(epitome), held)
+
+
 def test_learned_layers_survive_state_dict_deepcopy_and_projection() -> None:
     options = Quantization(learned_weight_step=True, weight_range="least_squares")
     shape = EpitomeShape(8, 4, 4, 4)

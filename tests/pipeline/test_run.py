@@ -72,6 +72,7 @@ def test_run_writes_every_file_of_the_contract(finished: Path) -> None:
     ):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
     assert list((finished / "designs").glob("*.yaml"))
+    assert list((finished / "checkpoints").glob("alignment-*/*.npz"))
     assert not list(finished.rglob(".*.yaml")), "temporary files are left"
 
 
@@ -81,6 +82,7 @@ def test_output_ends_with_the_front_and_the_next_commands(finished: Path) -> Non
     assert "Pareto front of tiny" in stdout
     for typed in ("epim-nas dashboard", "epim-nas pareto", "epim-nas export", "epim-nas finetune"):
         assert typed in stdout
+    assert "Aligning" in stderr, "wide networks take minutes"
     assert "Fashion-MNIST subset" in stderr, "the run has to say that it uses the subset"
     assert "Traceback" not in stderr
 
@@ -298,8 +300,16 @@ def test_export_of_the_datapath(finished: Path, tmp_path: Path, tuned: bool) -> 
     index, layers = read_datapath(tmp_path / "datapath", design)
     assert list(layers) == list(design.choices)
     network = load_network(finished / "network.yaml")
+    state = {}
+    if tuned:
+        state = read_state(finished / "finalists" / f"trial-{trial:04d}.safetensors")
+        assert any(name.endswith(".in_order") for name in state)
     for layer in network.weighted:
-        layers[layer.name].check_plan(mapped_plan(layer, design[layer.name], XBAR_64))
+        orders = [state.get(f"{layer.name}.{name}") for name in ("out_order", "in_order")]
+        plan = mapped_plan(layer, design[layer.name], XBAR_64).reordered(
+            *(None if order is None else order.tolist() for order in orders)
+        )
+        layers[layer.name].check_plan(plan)
     assert all((info.cells is not None) == tuned for info in index.layers)
     cells = list(tmp_path.glob("datapath/*/tile*/pe*.hex"))
     crossbars = CostModel(network, XBAR_64).evaluate(design).totals.crossbars

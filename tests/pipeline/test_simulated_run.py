@@ -76,3 +76,13 @@ def test_options_out_of_range(
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
     assert not (tmp_path / "new").exists()
+
+
+def test_options_of_the_simulator_need_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", finished / "best.yaml", "--run", finished / "run.yaml", "--seed", 1]
+    assert run_command([*map(str, given)]) == 2
+    message = capsys.readouterr().err
+    assert "--seed" in message
+    assert "--simulate" in message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import erf, exp, pi, sqrt
+from math import erf, erfc, exp, pi, sqrt
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 
 StepRule = Callable[[Tensor, "Tensor | None"], Tensor]
 """(values, counts), both (blocks, elements) -> steps (blocks,)."""
+
+
+_SUMMED_LEVELS = 255
+"""Up to here the error is summed level by level; with more it is that of a fine grid."""
 
 
 @lru_cache(maxsize=32)
@@ -24,7 +28,10 @@ def gaussian_step(levels: int) -> float:
     minimised numerically (the classical uniform quantizer of Max, 1960, with a zero level).
     """
 
-    def error(step: float) -> float:
+    def error(largest: float) -> float:
+        step = largest / levels
+        if levels > _SUMMED_LEVELS:
+            return _error_of_fine_steps(step, largest)
         # E[(x - q)^2] = 1 - 2 E[x q] + E[q^2], with the decision thresholds (i - 1/2) step. As
         # sums over thresholds: q steps up by `step` at each one.
         thresholds = (np.arange(1, levels + 1) - 0.5) * step
@@ -33,10 +40,17 @@ def gaussian_step(levels: int) -> float:
         square_steps = (2 * np.arange(1, levels + 1) - 1) * step * step
         return float(1 - 4 * step * density.sum() + 2 * (square_steps * tail).sum())
 
-    result = minimize_scalar(
-        error, bounds=(1e-3 / levels, 4.0), method="bounded", options={"xatol": 1e-8}
-    )
-    return float(result.x)
+    # Over the largest value, not the step: it is of the same order whatever the levels.
+    result = minimize_scalar(error, bounds=(0.1, 12.0), method="bounded", options={"xatol": 1e-8})
+    return float(result.x) / levels
+
+
+def _error_of_fine_steps(step: float, largest: float) -> float:
+    """The mean squared error where the density hardly changes within a step."""
+    density, tail = exp(-largest * largest / 2) / sqrt(2 * pi), 0.5 * erfc(largest / sqrt(2))
+    rounding = step * step / 12 * (1 - 2 * tail)
+    # 2 E[(x - largest)^2; x > largest]
+    return rounding + 2 * ((1 + largest * largest) * tail - largest * density)
 
 
 def max_step(values: Tensor, counts: Tensor | None, levels: int) -> Tensor:

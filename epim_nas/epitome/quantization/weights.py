@@ -59,7 +59,7 @@ def quantize_weight(
 
 def _rounded(epitome: Tensor, levels: int, step: Tensor) -> Tensor:
     rounded = torch.clamp(torch.round(epitome.detach() / step), -levels, levels) * step
-    return epitome + (rounded - epitome.detach())
+    return _with_gradient_of(epitome, rounded)
 
 
 class WeightQuantizer(nn.Module):
