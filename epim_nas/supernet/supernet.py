@@ -28,6 +28,7 @@ from epim_nas.epitome.quantization import (
     quantize_weight,
 )
 from epim_nas.epitome.sampling import project
+from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
 from epim_nas.supernet.alignments import align_plans
@@ -113,6 +114,9 @@ class Supernet(nn.Module):
         alignments: folder in which the orders of finished layers are kept, so that an interrupted
             search for them goes on.
         progress: called with how many choices are aligned, of those of all layers.
+
+    Raises:
+        InputError: a layer has NaN or Inf in its weight, or its choices cannot be quantized so.
     """
 
     def __init__(
@@ -142,13 +146,18 @@ class Supernet(nn.Module):
             module = self.model.get_submodule(name)
             assert isinstance(module, (nn.Conv2d, nn.Linear)), name
             plans = [choice.plan(network[name]) for choice in choices]
-            if align is not None:
-                plans = align_plans(
-                    module.weight.detach().double().cpu().numpy(), plans, align,
-                    file=None if alignments is None else alignments / f"{name}.npz",
-                    progress=advance,
-                )  # fmt: skip
-            layer = SuperLayer(module, choices, plans, quantization)
+            try:
+                if align is not None:
+                    plans = align_plans(
+                        module.weight.detach().double().cpu().numpy(), plans, align,
+                        file=None if alignments is None else alignments / f"{name}.npz",
+                        progress=advance,
+                    )  # fmt: skip
+                layer = SuperLayer(module, choices, plans, quantization)
+            except InputError as error:
+                raise InputError(
+                    f"layer {name}: {error.field}", error.problem, error.allowed, error.hint
+                ) from None
             self.layers[name] = layer
             parent, _, last = name.rpartition(".")
             setattr(self.model.get_submodule(parent), last, layer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epim_nas import EpitomeShape, SamplingPlan
+from epim_nas import EpitomeShape, InputError, SamplingPlan
 from epim_nas.epitome.alignment import AlignmentSearch, align
 from epim_nas.supernet import alignments
 from epim_nas.supernet.alignments import align_plans
@@ -79,3 +79,10 @@ def test_a_supernet_goes_on_from_the_layers_that_are_done(tmp_path: Path, search
     assert {plan.conv_shape for plan in searched[done:]} == {model.conv2.weight.shape}
     for name, layer in first.layers.items():
         assert again.layers[name].plans == layer.plans
+
+
+def test_a_weight_that_is_not_finite_names_its_layer() -> None:
+    model, network, space = tiny()
+    model.conv2.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"layer conv2: weight: has NaN"):
+        Supernet(model, network, space, align=AlignmentSearch())
