@@ -9,9 +9,7 @@ groups and rounds are shifted and added, and wrapped outputs are copied. See ``d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +17,11 @@ from torch import Tensor
 from epim_nas.datapath.cells import SliceRule
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.simulator.converter import ColumnConverter
+from epim_nas.datapath.simulator.input_code import InputCode
 from epim_nas.datapath.simulator.options import Devices
 from epim_nas.datapath.simulator.packing import PackedSlices
-from epim_nas.datapath.tables import NOTHING, IntArray
+from epim_nas.datapath.simulator.units import Batch, batches_of, copies_of
+from epim_nas.datapath.tables import IntArray
 
 FLOAT32_INTEGERS = 1 << 24
 """Below this magnitude, sums of integers in float32 are exact in any order."""
@@ -29,75 +29,6 @@ _CHUNK = 1 << 20
 """Column sums that are held at once: few enough to stay in a cache."""
 _LARGEST_CHUNK = 1 << 23
 """Column sums of one image and unit that are held at once: more are computed row by row."""
-
-
-@dataclass(frozen=True)
-class InputCode:
-    """How inputs are driven: ``digits`` digits of ``dac_bits`` bits, lowest first.
-
-    Signed inputs are driven as x + ``offset``; the offset times the weights' sum is subtracted
-    digitally.
-
-    Attributes:
-        bits: bits of a driven input.
-        dac_bits: bits of a digit.
-        offset: 0 for unsigned inputs, else 2^(bits - 1).
-    """
-
-    bits: int
-    dac_bits: int
-    offset: int
-
-    @property
-    def digits(self) -> int:
-        """Input cycles."""
-        return -(-self.bits // self.dac_bits)
-
-    @property
-    def top(self) -> int:
-        """Largest digit."""
-        return (1 << min(self.dac_bits, self.bits)) - 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type that holds a driven input."""
-        return torch.int32 if self.bits < 32 else torch.int64
-
-
-@dataclass
-class _Turn:
-    """What the DACs of a subarray drive at once; its columns are converted on their own.
-
-    Attributes:
-        lines: the lines, of those of a unit.
-        cells: (polarity, U, S, m, lines) conductances, 0 where a unit drives no line of the turn.
-        active: (U,) whether a unit drives any.
-        packed: the sides that are converted, packed; None where cells or reads are not exact.
-    """
-
-    lines: slice
-    cells: Tensor
-    active: Tensor
-    packed: list[PackedSlices] | None
-
-
-@dataclass
-class _Batch:
-    """(Round, row group) units of one size: U units of n channels and m outputs.
-
-    Attributes:
-        inputs: (U, T, n) input channels; T are summed. The channel after the last is zero.
-        turns: the row turns, subarray by subarray.
-        targets: (U, m) output channels.
-        weight_sums: (U, m) sums of the ideal integers.
-        scales: (U, m) what a unit of the result counts; None where it is the same in all units.
-    """
-
-    inputs: Tensor
-    turns: list[_Turn]
-    targets: Tensor
-    weight_sums: Tensor
-    scales: Tensor | None
 
 
 class CrossbarArrays:
@@ -134,12 +65,12 @@ class CrossbarArrays:
         self._layer, self._rule, self._code = layer, rule, code
         self._converter, self._devices, self._generator = converter, devices, generator
         self._kernel = layer.conv_shape[2:]
-        self._subarray = subarray
-        ideal = _lines(weights, layer)
-        self._batches = [
-            self._batch(units, ideal, conductance, scales) for units in _units(layer).values()
-        ]
-        self._copies: tuple[Tensor, ...] = _copies(layer)
+        self._batches = batches_of(layer, weights, conductance, subarray, scales)
+        if devices.ideal:
+            for batch in self._batches:
+                for turn in batch.turns:
+                    turn.packed = self._packed(turn.cells)
+        self._copies: tuple[Tensor, ...] = copies_of(layer)
         self._slice_weights = torch.tensor(
             [1 << (k * rule.cell_bits) for k in range(rule.slices)], dtype=torch.float64
         )
@@ -156,7 +87,7 @@ class CrossbarArrays:
                 clipping, total = clipping + int(can.sum()), total + can.numel()
         return clipping / total
 
-    def _column_bounds(self, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+    def _column_bounds(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Smallest and largest sum of every column, by row turn and side."""
         top = self._code.top
         return [
@@ -212,9 +143,7 @@ class CrossbarArrays:
         outputs[:, targets] = outputs[:, sources]
         return outputs
 
-    def _parts(
-        self, x: Tensor, size: Sequence[int]
-    ) -> Iterator[tuple[_Batch, slice, slice, slice]]:
+    def _parts(self, x: Tensor, size: Sequence[int]) -> Iterator[tuple[Batch, slice, slice, slice]]:
         """(batch, units, images, rows of outputs): few enough column sums to be held at once."""
         for batch in self._batches:
             _, count, slices, columns, _ = batch.turns[0].cells.shape
@@ -234,7 +163,7 @@ class CrossbarArrays:
 
     def _windows(
         self,
-        batch: _Batch,
+        batch: Batch,
         units: slice,
         x: Tensor,
         rows: slice,
@@ -252,7 +181,7 @@ class CrossbarArrays:
         windows = F.unfold(digits.float().flatten(0, 1), self._kernel, dilation, 0, stride)
         return windows.unflatten(1, (len(inputs), -1))
 
-    def _add(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
+    def _add(self, batch: Batch, units: slice, windows: Tensor) -> Tensor:
         """(N, U m, P) what some units add to their outputs, for windows (D N, U, lines, P)."""
         code = self._code
         sums = self._convert(batch, units, windows)  # (D N, U, S, m, P)
@@ -276,7 +205,7 @@ class CrossbarArrays:
             result *= batch.scales[units, :, None]
         return result.flatten(1, 2)
 
-    def _convert(self, batch: _Batch, units: slice, windows: Tensor) -> Tensor:
+    def _convert(self, batch: Batch, units: slice, windows: Tensor) -> Tensor:
         """(D N, U, S, m, P) the ADCs' integers for windows (D N, U, lines, P)."""
         # Sums of many turns may be too large for float32.
         wide = self._converter.top * len(batch.turns) >= FLOAT32_INTEGERS
@@ -290,7 +219,7 @@ class CrossbarArrays:
         assert total is not None
         return total
 
-    def _sums(self, batch: _Batch, units: slice, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _sums(self, batch: Batch, units: slice, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(sign, (D N, U, S, m, P)) what the ADCs convert, turn by turn and side by side."""
         for turn in batch.turns:
             driven = windows[:, :, turn.lines]
@@ -319,114 +248,14 @@ class CrossbarArrays:
         if self._slice_weights.device == device:
             return
         for batch in self._batches:
-            for turn in batch.turns:
-                turn.cells, turn.active = turn.cells.to(device), turn.active.to(device)
-                for side in turn.packed or []:
-                    side.to(device)
-            for name in ("inputs", "targets", "weight_sums", "scales"):
-                value = getattr(batch, name)
-                setattr(batch, name, None if value is None else value.to(device))
+            batch.to(device)
         self._copies = tuple(index.to(device) for index in self._copies)
         self._slice_weights = self._slice_weights.to(device)
         self._digit_weights = self._digit_weights.to(device)
 
-    def _batch(
-        self,
-        units: list[tuple[int, int]],
-        ideal: Tensor,
-        conductance: Tensor,
-        scales: Tensor | None,
-    ) -> _Batch:
-        layer, tables = self._layer, self._layer.tables
-        kernel_h, kernel_w = self._kernel
-        steps = (np.arange(kernel_h)[:, None] * layer.epitome[3] + np.arange(kernel_w)).ravel()
-        inputs, lines, columns, targets, first = [], [], [], [], []
-        for turn, group in units:
-            places = np.flatnonzero(_row_group(layer, turn) == group)
-            chosen = np.flatnonzero(tables.columns[turn] != NOTHING)
-            inputs.append(tables.ifat[turn][:, places])
-            lines.append((tables.ifrt[turn, places][:, None] + steps).ravel())
-            columns.append(tables.columns[turn, chosen])
-            targets.append(tables.ofat[turn, 0, chosen])
-            first.append(group * layer.grid.channels_per_row_group)
-        line, column = (torch.from_numpy(np.array(part)) for part in (lines, columns))
-        nothing = layer.conv_shape[1] * layer.groups
-        channels = np.array(inputs)
-        cells = conductance[:, line[:, None, :], column[:, :, None]]  # (.., U, m, lines, S)
-        cells = cells.permute(0, 1, 4, 2, 3).contiguous()
-        result = _Batch(
-            inputs=torch.from_numpy(np.where(channels == NOTHING, nothing, channels)),
-            turns=self._turns(cells, line % layer.crossbar_rows),
-            targets=torch.from_numpy(np.array(targets)),
-            weight_sums=ideal[line[:, None, :], column[:, :, None]].sum(-1),
-            scales=None,
-        )
-        if scales is not None:
-            spread = scales.expand(layer.epitome[0], layer.epitome[1], 1, 1)[:, :, 0, 0]
-            result.scales = spread[column, torch.tensor(first)[:, None]].double()
-        return result
-
-    def _turns(self, cells: Tensor, line: Tensor) -> list[_Turn]:
-        """The turns of units with cells (polarity, U, S, m, lines) in lines (U, lines)."""
-        at_once, rows = self._subarray
-        count = cells.shape[-1]
-        turns = []
-        if rows == self._layer.crossbar_rows:
-            always = torch.ones(cells.shape[1], dtype=torch.bool)
-            for start in range(0, count, at_once):
-                lines = slice(start, min(start + at_once, count))
-                turns.append((lines, cells[..., lines], always))
-        else:
-            for subarray in range(self._layer.crossbar_rows // rows):
-                inside = line // rows == subarray
-                number = (inside.cumsum(1) - 1) // at_once
-                for turn in range(-(-int(inside.sum(1).max()) // at_once)):
-                    driven = inside & (number == turn)
-                    part = cells * driven[:, None, None]
-                    turns.append((slice(None), part, driven.any(1)))
-        exact = self._devices.ideal
-        return [_Turn(*turn, self._packed(turn[1]) if exact else None) for turn in turns]
-
     def _packed(self, cells: Tensor) -> list[PackedSlices]:
         largest = float(cells.sum(-1).max()) * self._code.top
         return [PackedSlices(side, largest) for side in self._sides(cells)]
-
-
-def _row_group(layer: LayerTables, turn: int) -> IntArray:
-    lines = layer.tables.ifrt[turn]
-    return np.where(lines == NOTHING, NOTHING, lines // layer.crossbar_rows)
-
-
-def _units(layer: LayerTables) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """(Round, row group) by (channels, outputs)."""
-    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for turn in range(layer.tables.rounds):
-        outputs = int((layer.tables.columns[turn] != NOTHING).sum())
-        groups, counts = np.unique(_row_group(layer, turn), return_counts=True)
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
-            if group != NOTHING:
-                found.setdefault((count, outputs), []).append((turn, group))
-    return found
-
-
-def _copies(layer: LayerTables) -> tuple[Tensor, Tensor]:
-    """Output channels that are copied, and where to (the OFAT's replicas)."""
-    ofat = layer.tables.ofat[layer.tables.closes]
-    sources = np.broadcast_to(ofat[:, :1], ofat[:, 1:].shape)
-    there = ofat[:, 1:] != NOTHING
-    return torch.from_numpy(sources[there]), torch.from_numpy(ofat[:, 1:][there])
-
-
-def _lines(weights: IntArray, layer: LayerTables) -> Tensor:
-    """(lines, Oe) the ideal integers, by word line."""
-    outputs, channels, height, width = weights.shape
-    own, cells = layer.grid.channels_per_row_group, height * width
-    lines = np.zeros((layer.grid.row_groups, layer.crossbar_rows, outputs), dtype=np.float64)
-    by_line = weights.reshape(outputs, channels * cells).T
-    for group in range(layer.grid.row_groups):
-        part = by_line[group * own * cells : (group + 1) * own * cells]
-        lines[group, : len(part)] = part
-    return torch.from_numpy(lines.reshape(-1, outputs))
 
 
 def _weighted_sum(weights: Tensor, values: Tensor, top: float) -> Tensor:

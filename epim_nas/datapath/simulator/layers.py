@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from epim_nas.datapath.cells import SliceRule
 from epim_nas.datapath.layer import LayerTables
-from epim_nas.datapath.simulator.arrays import FLOAT32_INTEGERS, CrossbarArrays, InputCode
+from epim_nas.datapath.simulator.arrays import FLOAT32_INTEGERS, CrossbarArrays
 from epim_nas.datapath.simulator.cells import conductances
 from epim_nas.datapath.simulator.converter import ColumnConverter
+from epim_nas.datapath.simulator.input_code import InputCode
 from epim_nas.datapath.simulator.options import Converter, Devices
 from epim_nas.datapath.stored import StoredLayer
 from epim_nas.epitome.functional import epitome_conv2d, explicit_padding
