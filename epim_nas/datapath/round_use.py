@@ -43,6 +43,22 @@ class RoundUse:
         block = column_group % self._blocks
         return row_group in self._row_groups[turn] and block in self._column_groups[turn]
 
+    def crossbars(self, turn: int) -> list[int]:
+        """Numbers of the crossbars that a round uses."""
+        rows = self._grid.row_groups
+        return [
+            column_group * rows + row_group
+            for column_group in range(self._grid.column_groups)
+            for row_group in range(rows)
+            if self.uses(turn, row_group, column_group)
+        ]
+
+    def converted(self, turn: int, column_group: int) -> int:
+        """Columns of a column group that hold a slice of a round's outputs."""
+        columns = self._tables.columns[turn]
+        groups = self._groups_of(columns[columns != NOTHING])
+        return int((groups == column_group % self._blocks).sum())
+
     def channels(self, turn: int, row_group: int) -> list[int]:
         """Channels of the patch that a round drives in a row group, as positions in the IFRT."""
         return np.flatnonzero(self._row_group[turn] == row_group).tolist()

@@ -115,16 +115,19 @@ def count_events(
     slabs = layer.tables.ifat.shape[1]
     cycles = ceil((input_bits + (slabs - 1).bit_length()) / parts.dac.bits)
     sum_bits = parts.adc.bits + ceil(log2(pes))
-    slots = list(_slots(layer))
-    held = _held_channels(layer)
+    use = RoundUse(layer)
+    slots = list(_slots(layer, use))
+    held = _held_channels(layer, use)
     computed = sum(int((row != NOTHING).sum()) for row in _opened(layer))
     replicas = layer.conv_shape[0] - computed
     events: Counter[str] = Counter()
-    for kind in _positions(spec):
-        events["input_writes"] += ceil(held * _new_inputs(spec, kind, chip) * input_bits / bus)
+    for kind, times in Counter(_positions(spec)).items():
+        events["input_writes"] += times * ceil(
+            held * _new_inputs(spec, kind, chip) * input_bits / bus
+        )
         for slot in slots:
             turns = ceil(slot.rows / parts.dacs) * ceil(slot.columns / parts.adcs_per_subarray)
-            reads = len(slot.tiles) * pes * cycles * turns
+            reads = times * len(slot.tiles) * pes * cycles * turns
             events["activations"] += reads
             events["dac_conversions"] += reads * groups * ceil(slot.rows / parts.demux_ratio)
             events["adc_conversions"] += reads * groups * ceil(slot.columns / parts.mux_ratio)
@@ -133,54 +136,36 @@ def count_events(
                 # The columns of the window that were read before are still in the registers.
                 kernel_h, kernel_w = spec.kernel
                 features = slot.features // (kernel_h * kernel_w) * kernel_h * spec.stride[1]
-            events["input_reads"] += ceil(features * input_bits / bus)
-            partial = ceil(slot.columns * pes * sum_bits / bus)
+            events["input_reads"] += times * ceil(features * input_bits / bus)
+            partial = times * ceil(slot.columns * pes * sum_bits / bus)
             events["output_writes"] += partial
             if slot.accumulates:
                 events["output_reads"] += partial
             if slot.emits:
-                events["output_reads"] += ceil(slot.columns * pes * output_bits / bus)
-        events["output_writes"] += ceil(replicas * output_bits / layer.tiles / bus)
+                events["output_reads"] += times * ceil(slot.columns * pes * output_bits / bus)
+        events["output_writes"] += times * ceil(replicas * output_bits / layer.tiles / bus)
         if layer.entry is not None and len(slots) > 1:
             table_bus = chip.index_table.bus_bits or bus
-            events["table_reads"] += len(slots) * ceil(layer.entry.bits / table_bus)
+            events["table_reads"] += times * len(slots) * ceil(layer.entry.bits / table_bus)
     return dict(events)
 
 
-def _slots(layer: LayerTables) -> Iterator[Slot]:
-    tables, grid, use = layer.tables, layer.grid, RoundUse(layer)
+def _slots(layer: LayerTables, use: RoundUse) -> Iterator[Slot]:
+    tables, grid = layer.tables, layer.grid
     kernel = layer.conv_shape[2] * layer.conv_shape[3]
     accumulating, emitting = _partial_sums(layer)
     for number in range(tables.slots):
         slot = Slot(accumulates=number in accumulating, emits=number in emitting)
         for turn in use.rounds(number):
-            for crossbar in _crossbars(layer, use, turn):
+            for crossbar in use.crossbars(turn):
                 slot.tiles.add(crossbar // grid.pes)
                 column_group, row_group = divmod(crossbar, grid.row_groups)
                 channels = use.channels(turn, row_group)
                 fetched = int((tables.ifat[turn][:, channels] != NOTHING).sum())
                 slot.rows = max(slot.rows, len(channels) * kernel)
                 slot.features = max(slot.features, fetched * kernel)
-                slot.columns = max(slot.columns, _converted(layer, turn, column_group))
+                slot.columns = max(slot.columns, use.converted(turn, column_group))
         yield slot
-
-
-def _crossbars(layer: LayerTables, use: RoundUse, turn: int) -> Iterator[int]:
-    for column_group in range(layer.grid.column_groups):
-        for row_group in range(layer.grid.row_groups):
-            if use.uses(turn, row_group, column_group):
-                yield column_group * layer.grid.row_groups + row_group
-
-
-def _converted(layer: LayerTables, turn: int, column_group: int) -> int:
-    """Columns of a crossbar that hold a slice of the round's outputs."""
-    grid = layer.grid
-    block = column_group % (grid.column_groups // grid.layers)
-    outputs = layer.tables.columns[turn]
-    outputs = outputs[outputs != NOTHING]
-    width = grid.columns_per_output
-    cells = (outputs[:, None] * width + np.arange(width)).ravel()
-    return int((cells // grid.columns == block).sum())
 
 
 def _partial_sums(layer: LayerTables) -> tuple[set[int], set[int]]:
@@ -201,12 +186,11 @@ def _opened(layer: LayerTables) -> list[np.ndarray]:
     return [layer.tables.ofat[turn, 0] for turn in np.flatnonzero(layer.tables.opens)]
 
 
-def _held_channels(layer: LayerTables) -> int:
+def _held_channels(layer: LayerTables, use: RoundUse) -> int:
     """Input channels that the crossbar with the most needs for all of its rounds."""
-    use = RoundUse(layer)
     needed: dict[int, set[int]] = {}
     for turn in range(layer.tables.rounds):
-        for crossbar in _crossbars(layer, use, turn):
+        for crossbar in use.crossbars(turn):
             channels = use.channels(turn, crossbar % layer.grid.row_groups)
             found = layer.tables.ifat[turn][:, channels]
             needed.setdefault(crossbar, set()).update(found[found != NOTHING].tolist())

@@ -117,7 +117,7 @@ class SimulatedLayer(nn.Module):
         self._shortcut = self._integer_epitome() if self.exact else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` as the source takes it; the output of the source's shape, float32."""
+        """``x`` as the source takes it; the output of the source's shape and type."""
         # Not buffers: a change of the model's type must not round them.
         self._move_to(x.device)
         # Sums of integers are exact in float32, not in what autocast would compute with.
