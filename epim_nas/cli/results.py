@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from epim_nas.cli.output import print_json
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of a search.")]
 
@@ -37,7 +38,7 @@ def pareto(
 
     result = load_result(RunFolder(folder))
     if json_:
-        typer.echo(json.dumps(front_dict(result), indent=2, allow_nan=False))
+        print_json(front_dict(result))
     else:
         Console().print(rich_table(result))
 
@@ -98,7 +99,7 @@ def presets(
 
     entries = catalogue()
     if json_:
-        typer.echo(json.dumps(entries, indent=2))
+        print_json(entries)
         return
     console = Console()
     for kind, found in entries.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from epim_nas.cli.output import print_json
 
 _SIMULATION = "Options of --simulate"
 
@@ -84,7 +85,7 @@ def finetune(
 
     result = finetune_design(design, run, epochs=epochs, lr=lr, out=out, overrides=set_)
     if json_:
-        _print_json(result)
+        print_json(result)
         return
     typer.echo(
         f"top-1 {100 * result['validation_accuracy']:.2f} % validation, "
@@ -220,7 +221,7 @@ def evaluate(
 
     result = evaluate_design(design, run, weights=weights, split=split, overrides=set_)
     if json_:
-        _print_json(result)
+        print_json(result)
         return
     typer.echo(
         f"top-1 {100 * result['accuracy']:.2f} % on {result['images']} {split} images, "
@@ -242,7 +243,3 @@ def _refuse_simulation_options(context: typer.Context) -> None:
                 "is an option of the simulator",
                 hint="Add `--simulate`, or leave it out.",
             )
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, allow_nan=False))

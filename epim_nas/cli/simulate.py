@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
 import typer
 
+from epim_nas.cli.output import print_json
 from epim_nas.errors import InputError
 
 T = TypeVar("T", int, float)
@@ -59,7 +59,7 @@ def simulate_command(
         overrides=overrides,
     )
     if json_:
-        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+        print_json(result)
         return
     typer.echo(
         f"{result['network']} on {result['chip']}, {result['images']} {split} images; in torch "
