@@ -22,6 +22,7 @@ from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
+from epim_nas.study.sandwich import Around
 from epim_nas.study.strategies import find_strategy
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
@@ -141,12 +142,12 @@ class ProjectionConfig(Strict):
 
     Attributes:
         align: put the channels of every layer in the order in which the epitome fits best.
-        outputs: augmented training images to project a single design onto the outputs of its
-            layers with (``evaluate`` without weights, ``finetune``); 0 for its weights alone.
+        outputs: augmented training images from which the inputs of every layer are known, to
+            project onto the layers' outputs with; 0 projects onto their weights.
     """
 
     align: bool = True
-    outputs: Annotated[int, pydantic.Field(ge=0)] = 0
+    outputs: Annotated[int, pydantic.Field(ge=0)] = 1000
 
 
 class SensitivityConfig(Strict):
@@ -165,14 +166,17 @@ class SupernetConfig(TrainingConfig):
     """Brief training of the supernet around the front (sandwich rule).
 
     Attributes:
-        random: designs near the front that each step trains besides the most precise and the
-            smallest.
+        random: designs that each step draws and trains besides the most precise and the smallest.
+        around: whether they are drawn near the exact front or uniformly from the space.
+        bits_warmup: fraction of the steps in which they have more weight bits, fewer and fewer.
     """
 
     steps: Annotated[int, pydantic.Field(ge=0)] = 100
     lr: Rate = 0.01
     distillation: Fraction = 1.0
     random: Positive = 2
+    around: Around = "front"
+    bits_warmup: Fraction = 0.0
 
 
 class SearchConfig(Strict):

@@ -13,7 +13,6 @@ from epim_nas.data.base import SPLITS, Split
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
-from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError, nearest
 from epim_nas.files import make_folder
 from epim_nas.models.weights import load_weights, save_weights
@@ -25,6 +24,7 @@ from epim_nas.pipeline.stages import (
     activation_images,
     load_given_weights,
     measure,
+    output_covariances,
     score_settings,
     train_config,
 )
@@ -205,12 +205,9 @@ def load_for(
 
 def _start(setup: Setup, design: Design, reporter: Reporter) -> nn.Module:
     """The projected, calibrated network of a design."""
-    projection, covariances = setup.config.projection, None
-    if projection.outputs:
-        size = min(projection.outputs, setup.config.search.batch_size)
-        batches = setup.data.calibration_batches(projection.outputs, size, setup.config.seed + 5)
-        layers = [name for name, choice in design.choices.items() if choice.shape is not None]
-        covariances = input_covariances(setup.model.cpu().eval(), batches, layers)
+    projection = setup.config.projection
+    layers = [name for name, choice in design.choices.items() if choice.shape is not None]
+    covariances = output_covariances(setup, layers)
     with reporter.stage("Projection", len(design.choices)) as advance:
         model = apply_design(
             setup.model,

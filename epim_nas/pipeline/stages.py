@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
-import numpy as np
 from torch import Tensor, nn
 
 from epim_nas.data.base import Split
 from epim_nas.epitome.alignment import AlignmentSearch
+from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
@@ -23,8 +24,14 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.problem import SearchProblem, exact_seeds
 from epim_nas.study.results import Baseline
-from epim_nas.study.samplers import mutate
-from epim_nas.supernet.evaluation import Score, evaluate, resolve_device
+from epim_nas.study.sandwich import Sandwich
+from epim_nas.supernet.evaluation import (
+    Score,
+    evaluate,
+    evaluation_mode,
+    resolve_device,
+    to_device,
+)
 from epim_nas.supernet.scorer import Scorer, ScoreSettings
 from epim_nas.supernet.sensitivity import Table, output_fisher
 from epim_nas.supernet.supernet import Supernet
@@ -127,26 +134,48 @@ def measure(setup: Setup, model: nn.Module, split: Split) -> Score:
 def prepare_supernet(
     setup: Setup, space: SearchSpace, folder: RunFolder, reporter: Reporter
 ) -> Supernet:
-    """The untrained supernet, its choices aligned and its activation ranges calibrated.
+    """The untrained supernet, its choices projected and its activation ranges calibrated.
 
     The orders that are found are kept in the folder.
     """
     device = resolve_device(setup.config.device)
-    if setup.config.projection.align:
-        # One descent: a search may have a thousand plans, and restarts gain little.
-        search = AlignmentSearch(restarts=0, tolerance=1e-3)
-        choices = sum(len(choices) for choices in space.layer_choices.values())
-        with timed(folder, "alignment"), reporter.stage("Aligning", choices) as advance:
+    layer_choices = space.layer_choices
+    shared = [
+        name
+        for name, choices in layer_choices.items()
+        if any(choice.shape is not None for choice in choices)
+    ]
+    # One descent: a search may have a thousand plans, and restarts gain little.
+    search = AlignmentSearch(restarts=0, tolerance=1e-3) if setup.config.projection.align else None
+    with timed(folder, "projection"):
+        covariances = output_covariances(setup, shared)
+        total = sum(
+            len(choices) * ((search is not None) + (name in (covariances or {})))
+            for name, choices in layer_choices.items()
+        )
+        with reporter.stage("Projection", total) as advance:
             supernet = Supernet(
                 setup.model, setup.network, space, setup.quantization, search,
+                covariances=covariances,
                 alignments=folder.checkpoints / f"alignment-{space.digest[:12]}",
                 progress=lambda done: advance(done, ""),
             )  # fmt: skip
-    else:
-        supernet = Supernet(setup.model, setup.network, space, setup.quantization)
     supernet.to(device)
     supernet.calibrate_activations(activation_images(setup).to(device))
     return supernet
+
+
+def output_covariances(setup: Setup, layers: Sequence[str]) -> dict[str, Tensor] | None:
+    """The covariances of layers' inputs in the trained network, where the run projects by them."""
+    images, config = setup.config.projection.outputs, setup.config
+    if images == 0:
+        return None
+    size = min(images, config.search.batch_size)
+    batches = setup.data.calibration_batches(images, size, config.seed + 5)
+    device = resolve_device(config.device)
+    model = setup.model.to(device)
+    with evaluation_mode(model):
+        return input_covariances(model, ((to_device(x, device), y) for x, y in batches), layers)
 
 
 def activation_images(setup: Setup) -> Tensor:
@@ -191,23 +220,18 @@ def train_supernet(
 ) -> tuple[tuple[int, float], ...]:
     """Brief training of the shared weights by the sandwich rule; returns the loss curve.
 
-    Every step trains the most precise design, the smallest one, and a few close to the exact
-    front, where the search will look.
+    Every step trains the designs of :class:`Sandwich`.
     """
     config = setup.config.supernet
     if config.steps == 0:
         return ()
-    precise = tuple(int(np.argmin(scores)) for scores in problem.sensitivity)
-    smallest = tuple(int(np.argmin(weights)) for weights in problem.crossbars)
+    sandwich = Sandwich(
+        problem, seeds, setup.config.seed, random=config.random, around=config.around,
+        warmup_steps=round(config.bits_warmup * config.steps),
+    )  # fmt: skip
 
     def designs(step: int) -> Iterator[Callable[[], None]]:
-        rng = np.random.default_rng([setup.config.seed, 77, step])
-        rows: list[Sequence[int]] = [precise, smallest]
-        for _ in range(config.random):
-            start = seeds[int(rng.integers(len(seeds)))]
-            rows.append(problem.repair(mutate(start, problem, rng, int(rng.integers(0, 4)))))
-        for row in rows:
-            yield lambda row=row: supernet.select(row)  # type: ignore[misc]
+        return (partial(supernet.select, row) for row in sandwich.designs(step))
 
     with timed(folder, "supernet"), reporter.stage("Supernet", config.steps) as advance:
         result = train(

@@ -37,6 +37,15 @@ def _size(value: Any) -> Any:
 Size = Annotated[int | Fraction, pydantic.BeforeValidator(_size)]
 """Channels: a :class:`~fractions.Fraction` of the layer's, or an absolute number."""
 
+
+def _part(value: Any) -> Any:
+    """A fraction: `1/2`, 0.5 or 1."""
+    size = _size(value)
+    if not isinstance(size, Fraction):
+        raise ValueError(f"got `{value}`; give a fraction such as `1/2`, or 1")
+    return size
+
+
 Bits = Annotated[int, pydantic.Field(ge=2, le=32)]
 
 
@@ -46,6 +55,9 @@ class EpitomeChoices(Strict):
     Attributes:
         out_channels: output channels Oe. 1 is the whole layer; ``1/2`` half of it; 64 is 64.
         in_channels: input channels Ie, likewise.
+        out_patch: output channels Op of a patch, as a part of the epitome's. Smaller patches fit a
+            trained weight better, since each has its own order of input channels, at more
+            activation rounds. Not combined with wrapping.
         growth: rows and columns that the epitome has more than the kernel.
         wrap: whether output slabs share the patches of the first.
         wrap_in: whether the input slabs of an output slab share the patch of the first.
@@ -53,6 +65,9 @@ class EpitomeChoices(Strict):
 
     out_channels: list[Size] = pydantic.Field(default=[Fraction(1)], min_length=1)
     in_channels: list[Size] = pydantic.Field(default=[Fraction(1)], min_length=1)
+    out_patch: list[Annotated[Fraction, pydantic.BeforeValidator(_part)]] = pydantic.Field(
+        default=[Fraction(1)], min_length=1
+    )
     growth: list[Annotated[int, pydantic.Field(ge=0, le=16)]] = pydantic.Field(
         default=[0], min_length=1
     )

@@ -47,6 +47,7 @@ class _Option:
 
     out_size: int | Fraction = Fraction(1)
     in_size: int | Fraction = Fraction(1)
+    out_patch: Fraction = Fraction(1)
     growth: int = 0
     wrap: bool = False
     wrap_in: bool = False
@@ -77,7 +78,13 @@ class _Option:
             return None  # nothing to wrap: one output slab
         if self.wrap_in and shape.in_channels == in_channels:
             return None  # one input slab
-        return Choice(shape, self.wrap, wrap_in=self.wrap_in, **bits)
+        patch = None
+        if self.out_patch < 1:
+            channels = _channels(self.out_patch, shape.out_channels)
+            if self.wrap or channels == shape.out_channels:
+                return None
+            patch = (channels, shape.in_channels)
+        return Choice(shape, self.wrap, patch=patch, wrap_in=self.wrap_in, **bits)
 
 
 def _channels(size: int | Fraction, channels: int) -> int:
@@ -193,7 +200,8 @@ class SearchSpace:
         A choice is dropped where another one costs no more in every metric and has at least as
         many bits, an epitome at least as large in every dimension, and is not wrapped unless both
         are. (Epitomes of different sizes tile a weight differently, so the larger one fits better
-        as a rule, not by proof.) Cost is a staircase, so with small layers this drops most.
+        as a rule, not by proof; finer patches are kept.) Cost is a staircase, so with small layers
+        this drops most.
 
         Args:
             costs: metric -> layer -> cost of each of the layer's choices. The first metric orders
@@ -287,6 +295,7 @@ def _ability(choice: Choice) -> tuple[float, ...]:
         size,
         not choice.wrap,
         not choice.wrap_in,
+        -math.inf if choice.shape is None else -_patch_channels(choice),
     )
 
 
@@ -302,8 +311,15 @@ def _covers(better: Choice, worse: Choice) -> bool:
         return False
     if better.wrap_in and not worse.wrap_in:
         return False
+    if worse.patch is not None and _patch_channels(better) > worse.patch[0]:
+        return False  # finer patches may fit better
     pairs = zip(better.shape.as_tuple, worse.shape.as_tuple, strict=True)
     return all(a >= b for a, b in pairs)
+
+
+def _patch_channels(choice: Choice) -> int:
+    assert choice.shape is not None
+    return choice.shape.out_channels if choice.patch is None else choice.patch[0]
 
 
 def _choices_of(layer: LayerSpec, config: SpaceConfig, network: Network) -> LayerChoices:
@@ -333,9 +349,10 @@ def _options(choices: LayerChoices) -> list[_Option]:
                 options.append(_Option(dense=True, **bits))
             if choices.epitome is not None:
                 options += [
-                    _Option(out_size, in_size, growth, wrap, wrap_in, **bits)
+                    _Option(out_size, in_size, out_patch, growth, wrap, wrap_in, **bits)
                     for out_size in choices.epitome.out_channels
                     for in_size in choices.epitome.in_channels
+                    for out_patch in choices.epitome.out_patch
                     for growth in choices.epitome.growth
                     for wrap in choices.epitome.wrap
                     for wrap_in in choices.epitome.wrap_in

@@ -96,7 +96,7 @@ class Scorer:
 
     def score(self, row: Sequence[int]) -> Score:
         """Search-validation accuracy of a design: switch, recalibrate, measure."""
-        with self._supernet.selected(row):
+        with self._supernet.frozen(row):
             return self._measure(self._supernet, "validation")
 
     def finetune(

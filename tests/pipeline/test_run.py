@@ -82,7 +82,7 @@ def test_output_ends_with_the_front_and_the_next_commands(finished: Path) -> Non
     assert "Pareto front of tiny" in stdout
     for typed in ("epim-nas dashboard", "epim-nas pareto", "epim-nas export", "epim-nas finetune"):
         assert typed in stdout
-    assert "Aligning" in stderr, "wide networks take minutes"
+    assert "Projection" in stderr, "wide networks take minutes"
     assert "Fashion-MNIST subset" in stderr, "the run has to say that it uses the subset"
     assert "Traceback" not in stderr
 

@@ -28,14 +28,17 @@ class _QuantizeActivation(torch.autograd.Function):
         x, step = ctx.saved_tensors
         low, high = ctx.range
         ratio = x / step
-        inside = (ratio > low) & (ratio < high)
-        grad_x = grad * inside
+        # One fused pass: the gradient where low < ratio < high, else 0.
+        grad_x = torch.ops.aten.hardtanh_backward(grad, ratio, low, high)
         grad_step = None
         if ctx.needs_input_grad[1]:
-            # Outside the range the output is low or high times the step.
-            slope = torch.clamp(torch.round(ratio), low, high) - ratio * inside
-            scale = 1.0 / sqrt(x.numel() * max(high, 1))
-            grad_step = (grad.float() * slope.float()).sum() * scale
+            # Inside the range the slope is round(ratio) - ratio; outside it the output is low or
+            # high times the step, and the slope is that integer, the clamped ratio. In place:
+            # these passes over large activations are what a training step of a design adds.
+            clamped = ratio.clamp_(low, high)
+            outside = (grad - grad_x).mul_(clamped).sum(dtype=torch.float32)
+            inside = clamped.round().sub_(clamped).mul_(grad).sum(dtype=torch.float32)
+            grad_step = (inside + outside) / sqrt(x.numel() * max(high, 1))
         return grad_x, grad_step, None, None
 
 
