@@ -60,7 +60,8 @@ class Choice:
         shape = "dense" if self.shape is None else str(self.shape)
         bits = f"w{self.weight_bits or 'f'}a{self.activation_bits or 'f'}"
         wrap = (" wrap" if self.wrap else "") + (" wrap_in" if self.wrap_in else "")
-        patch = "" if self.patch is None else f" patch {self.patch[0]}x{self.patch[1]}"
+        whole = None if self.shape is None else self.shape.as_tuple[:2]
+        patch = f" patch {self.patch[0]}x{self.patch[1]}" if self.patch not in (None, whole) else ""
         return f"{shape}{patch}{wrap} {bits}"
 
 
