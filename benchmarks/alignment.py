@@ -18,21 +18,17 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from subjects import Source
 from torch import Tensor, nn
 
 from epim_nas import Choice, Design, EpitomeShape, Network, apply_design, trace
 from epim_nas.data.base import Data
-from epim_nas.data.registry import DataConfig, load_data
 from epim_nas.epitome.alignment import Alignment, align
 from epim_nas.epitome.statistics import batch_norm_importance, input_covariances
-from epim_nas.models.registry import build_model
-from epim_nas.models.resnet_cifar import CifarResNet
-from epim_nas.models.weights import load_weights, save_weights
 from epim_nas.network.batch_norm import following_batch_norms
 from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
 from epim_nas.supernet.training import TrainConfig, train
@@ -215,58 +211,20 @@ def finetuned(subject: Subject, shapes: list[str], steps: int, lr: float) -> Non
         print(flush=True)
 
 
-def resnet20(data: Data, weights: Path | None, cache: Path) -> nn.Module:
-    """The trained ResNet-20."""
-    model = build_model("resnet20", in_channels=data.input_shape[0], num_classes=data.num_classes)
-    if weights is None:
-        load_weights(model, "fashion_mnist_resnet20")
-        return model
-    load_weights(model, weights)
-    return cached(model, data, TrainConfig(1500, 128, lr=0.01), cache / "resnet20.safetensors")
-
-
-def wide_resnet8(data: Data, cache: Path) -> nn.Module:
-    """A ResNet-8 of 64, 128 and 256 channels, its first convolution with stride 2."""
-    torch.manual_seed(0)
-    model = CifarResNet(1, data.input_shape[0], data.num_classes, width=64)
-    model.conv1.stride = (2, 2)
-    config = TrainConfig(2400, 128, lr=0.1, warmup=0.05)
-    return cached(model, data, config, cache / "resnet8_wide.safetensors")
-
-
-def cached(model: nn.Module, data: Data, config: TrainConfig, file: Path) -> nn.Module:
-    """The model with the weights of a file, or trained and written to it."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        train(model, data, config, device="cpu", checkpoint=file.with_suffix(".state"))
-        save_weights(model, file)
-    load_weights(model, file)
-    return model
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="Aligned projection, measured.")
-    parser.add_argument("--images", help="image folder with train/ and test/")
-    parser.add_argument("--weights", type=Path, help="weights of a ResNet-20 for them")
-    parser.add_argument("--cache", type=Path, default=Path("runs/alignment"))
+    Source.add_arguments(parser, cache="runs/alignment")
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet8_wide"])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="to recalibrate")
     parser.add_argument("--tune", nargs="*", default=TUNED, help="shapes to fine-tune")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--test-images", type=int, default=2000)
     arguments = parser.parse_args()
-    if arguments.images is None:
-        data = load_data(DataConfig(name="fashion_mnist_subset"))
-    else:
-        normalisation = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        data = load_data(DataConfig(name="imagefolder", root=arguments.images, args=normalisation))
+    source = Source.of(arguments)
+    data = source.data()
     for name in arguments.networks:
-        weights = arguments.weights if arguments.images else None
-        if name == "resnet20":
-            model = resnet20(data, weights, arguments.cache)
-        else:
-            model = wide_resnet8(data, arguments.cache)
+        model = source.network(name, data)
         subject = Subject(name, model, data, arguments.test_images)
         errors(subject)
         recalibrated(subject, arguments.shapes)

@@ -221,3 +221,44 @@ def test_presets_are_valid(name: str, network: Network) -> None:
     assert space.log10_size > 3
     design = space.design([0] * len(space))
     design.check_fits(network)
+
+
+def test_patches_are_a_part_of_the_epitomes_channels(network: Network) -> None:
+    epitome = {"in_channels": ["1/2"], "out_channels": [1, "1/2"], "wrap": [False, True]}
+    space = space_of(network, defaults={"epitome": {**epitome, "out_patch": [1, "1/4"]}})
+    found = {
+        (choice.shape.out_channels, choice.wrap, choice.patch)
+        for (choice,) in next(g for g in space.groups if g.name == "b.conv1").choices
+        if choice.shape is not None
+    }
+    # Wrapping repeats the patches of the first slab, so a wrapped choice has no patches of its own.
+    assert found == {
+        (32, False, None),
+        (32, False, (8, 8)),
+        (16, False, None),
+        (16, False, (4, 8)),
+        (16, True, None),
+    }
+
+
+def test_a_patch_is_no_larger_than_the_epitome(network: Network) -> None:
+    for value in (2, 0, "3/2", "half"):
+        with pytest.raises(InputError, match="out_patch"):
+            space_of(network, defaults={"epitome": {"in_channels": ["1/2"], "out_patch": [value]}})
+
+
+def test_finer_patches_are_worth_more_rounds(network: Network) -> None:
+    epitome = {"in_channels": ["1/2"], "out_patch": [1, "1/4"]}
+    space = space_of(network, defaults={"dense": False, "epitome": epitome})
+    plans = {
+        layer.name: [choice.plan(layer) for choice in space.layer_choices[layer.name]]
+        for layer in network.weighted
+    }
+    same = {name: np.ones(len(found)) for name, found in plans.items()}
+    rounds = {name: np.array([plan.rounds for plan in found]) for name, found in plans.items()}
+    kept = space.without_dominated({"crossbars": same, "latency_ns": rounds})
+    assert [len(group) for group in kept.groups] == [2, 2, 2, 2, 2]
+    # Where they cost nothing, the whole patch has no reason to stay.
+    kept = space.without_dominated({"crossbars": same})
+    assert all(group.choices[0][0].patch is not None for group in kept.groups)
+    assert [len(group) for group in kept.groups] == [1, 1, 1, 1, 1]

@@ -9,7 +9,11 @@ import torch
 
 from epim_nas import apply_design, load_chip
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
+from epim_nas.epitome.output_projection import project_outputs
+from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import Quantization
+from epim_nas.epitome.sampling import expand, project
+from epim_nas.epitome.statistics import input_covariances
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.supernet.supernet import Supernet
 from tests.supernet.nets import tiny
@@ -123,3 +127,77 @@ def test_calibration_leaves_mode_and_statistics_alone(images: torch.Tensor) -> N
     supernet.calibrate_activations(images)
     assert supernet.training
     assert torch.equal(supernet.model.bn1.running_mean, mean)
+
+
+@pytest.fixture
+def covariances(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    model, _, _ = tiny()
+    return input_covariances(model, [(images, torch.zeros(16).long())], ["conv2", "conv3"])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_choices_start_from_the_projection_onto_outputs(
+    row: tuple, images: torch.Tensor, covariances: dict[str, torch.Tensor]
+) -> None:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space, covariances=covariances).eval()
+    for group, index in zip(space.groups, row, strict=True):
+        layer, choice = supernet.layers[group.name], group.choices[index][0]
+        weight = model.get_submodule(group.name).weight.detach()
+        found = layer.unquantized(index).detach()
+        plan = choice.plan(network[group.name])
+        plain = project(weight.reshape(plan.conv_shape), plan)
+        if choice.shape is None or group.name not in covariances:
+            torch.testing.assert_close(found, plain.reshape(found.shape))
+            continue
+        # It is what a long solution of the linear problem finds, and better than the plain one.
+        covariance = covariances[group.name]
+        exact = project_outputs(weight, plan, covariance, steps=2000, tolerance=1e-7)
+
+        def error(
+            epitome: torch.Tensor, weight: torch.Tensor = weight, plan: SamplingPlan = plan,
+            covariance: torch.Tensor = covariance,
+        ) -> float:  # fmt: skip
+            lost = (weight - expand(epitome, plan)).flatten(1)
+            level = 0.01 * covariance[0].diagonal().mean()
+            damped = covariance[0] + level * torch.eye(len(covariance[0]))
+            return float(((lost @ damped) * lost).sum())
+
+        assert error(exact) <= error(found) * (1 + 1e-5)
+        assert error(found) < 1.02 * error(exact)
+        # Of a wrapped half every element is the mean of two weights, the best for both errors.
+        assert choice.wrap or error(found) < error(plain)
+
+
+def test_the_start_moves_with_the_shared_weights(
+    images: torch.Tensor, covariances: dict[str, torch.Tensor]
+) -> None:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space, covariances=covariances)
+    layer, plain = supernet.layers["conv2"], Supernet(model, network, space).layers["conv2"]
+    offset = layer.unquantized(2) - plain.unquantized(2)
+    assert offset.abs().max() > 1e-3
+    with torch.no_grad():
+        for weight in (layer.dense.weight, plain.dense.weight):
+            weight.add_(torch.linspace(-1, 1, weight.numel()).reshape(weight.shape))
+    torch.testing.assert_close(layer.unquantized(2) - plain.unquantized(2), offset)
+    # Checkpoints hold the shared weights alone; the start is recomputed.
+    assert supernet.state_dict().keys() == Supernet(model, network, space).state_dict().keys()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_frozen_design_computes_the_same_and_is_let_go(
+    row: tuple, images: torch.Tensor, covariances: dict[str, torch.Tensor]
+) -> None:
+    model, network, space = tiny()
+    supernet = Supernet(model, network, space, covariances=covariances).eval()
+    supernet.calibrate_activations(images)
+    with supernet.selected(row):
+        expected = supernet(images).detach()
+    with supernet.frozen(row):
+        assert torch.equal(supernet(images), expected)
+    with torch.no_grad():
+        for layer in supernet.layers.values():
+            layer.dense.weight.mul_(2)
+    with supernet.selected(row):
+        assert not torch.allclose(supernet(images), expected), "nothing is held any more"

@@ -1,0 +1,163 @@
+"""What the accuracy studies share: a trained network in a search space, and one recipe."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from subjects import Source
+from torch import nn
+
+from epim_nas.hardware import CostModel
+from epim_nas.network.trace import trace
+from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.setup import Setup, load_run_chip
+from epim_nas.pipeline.stages import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.study.problem import SearchProblem
+from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.supernet import Supernet
+from epim_nas.supernet.training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A network before and after a training; what is better on the validation images is kept.
+
+    Attributes:
+        before: validation score before it, recalibrated.
+        after: validation score after it.
+        test: test score of the better one.
+    """
+
+    before: Score
+    after: Score
+    test: Score
+
+    @property
+    def record(self) -> dict[str, float]:
+        """The scores as plain numbers."""
+        return {
+            f"{name}_{metric}": getattr(score, metric)
+            for name, score in (("before", self.before), ("after", self.after), ("test", self.test))
+            for metric in ("accuracy", "loss")
+        }
+
+
+class Lab:
+    """A network, its images, a chip and a search space.
+
+    Args:
+        source: where images and weights come from.
+        name: the network.
+        chip: the chip.
+        space: the search space.
+        recipe: how every network is fine-tuned.
+        test_images: test images to report on; they are taken evenly.
+    """
+
+    def __init__(
+        self, source: Source, name: str, chip: str, space: str, recipe: TrainConfig,
+        test_images: int = 8000,
+    ) -> None:  # fmt: skip
+        config = RunConfig.model_validate(
+            {
+                "schema": "epim-nas/run@1",
+                "name": name,
+                "model": {"name": name},
+                "data": source.config,
+                "hardware": {"chip": chip},
+                "space": space,
+                "budget": {"compression": 20},
+                "objectives": ["accuracy"],
+                "device": "cpu",
+            }
+        )
+        data = source.data()
+        model = source.network(name, data)
+        network, hardware = trace(model, data.input_shape, name), load_run_chip(config)
+        self.setup = Setup(config, data, model, network, hardware, CostModel(network, hardware))
+        self.space = self.setup.build_space()
+        self.costs = self.setup.cost.table(self.space.layer_choices)
+        self.recipe = recipe
+        self.folder = RunFolder(source.cache / f"{name}-{chip}-{Path(space).stem}")
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.calibration = score_settings(self.setup).calibration_batches(data)
+        self.validation = list(data.batches("validation", 500))
+        everything = list(data.batches("test", 500))
+        # Images may be in the order of their classes.
+        every = max(1, data.sizes["test"] // test_images)
+        self.test = [(x[::every], y[::every]) for x, y in everything]
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The untrained supernet."""
+        return prepare_supernet(self.setup, self.space, self.folder, Reporter())
+
+    @cached_property
+    def sensitivity(self) -> list[np.ndarray]:
+        """The additive score, per group."""
+        table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
+        return self.space.group_sums(table)
+
+    def problem(self, budget: int) -> SearchProblem:
+        """The search problem under a budget of crossbars."""
+        crossbars = self.space.group_sums(self.costs.by_layer("crossbars"))
+        return SearchProblem(self.space, crossbars, self.sensitivity, {}, budget)
+
+    def measure(self, model: nn.Module) -> Score:
+        """Validation score after recalibration."""
+        recalibrate_batch_norm(model, self.calibration)
+        return evaluate(model, self.validation)
+
+    def tune(self, model: nn.Module, seed: int, steps: int | None = None) -> Tuned:
+        """Fine-tune a network by the recipe, distilling the float network; ``model`` changes."""
+        before = self.measure(model)
+        kept = copy.deepcopy(model)
+        config = replace(self.recipe, steps=steps or self.recipe.steps)
+        train(model, self.setup.data, config, seed=seed, device="cpu", teacher=self.setup.model)
+        after = self.measure(model)
+        best = model if after.accuracy >= before.accuracy else kept
+        return Tuned(before, after, evaluate(best, self.test))
+
+
+class Records:
+    """Results as lines of JSON; what a file already holds is not measured again.
+
+    Args:
+        file: the file; a line that a kill has cut off is ignored.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.rows: list[dict[str, Any]] = []
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            for line in file.read_text().splitlines():
+                try:
+                    self.rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+
+    def find(self, **key: Any) -> list[dict[str, Any]]:
+        """The rows that have these values."""
+        return [row for row in self.rows if all(row.get(k) == v for k, v in key.items())]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Store a row."""
+        self.rows.append(row)
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+def mean_and_spread(values: Iterable[float]) -> str:
+    """Per cent: mean and half the range."""
+    numbers = [100 * value for value in values]
+    return f"{np.mean(numbers):5.1f} +- {np.ptp(numbers) / 2:.1f}"
