@@ -19,6 +19,7 @@ from epim_nas.pipeline.stages import timed, train_config
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import front_numbers, select
 from epim_nas.study.results import Finalist, TrialRecord
+from epim_nas.study.score import expected_rank
 from epim_nas.supernet.scorer import FinetuneResult, Scorer
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,21 @@ log = logging.getLogger(__name__)
 def choose_finalists(
     records: Sequence[TrialRecord], objectives: Sequence[str], count: int
 ) -> list[TrialRecord]:
-    """Designs of the front to train on their own: the named selections first, then evenly."""
+    """Designs to train on their own: at most ``count``.
+
+    First the feasible one that is expected to be the best after training
+    (:func:`~epim_nas.study.score.expected_rank`), then the named selections of the front, then
+    the rest of the front evenly.
+    """
     by_number = {record.number: record for record in records}
     front = [by_number[number] for number in front_numbers(records, objectives)]
     if not front:
         return []
-    chosen: dict[int, None] = {}
+    hopeful = max(
+        (record for record in records if record.feasible),
+        key=lambda record: (expected_rank(record.metrics), -record.number),
+    )
+    chosen: dict[int, None] = {hopeful.number: None}
     for which in ("best-accuracy", "knee", "best-latency", "best-energy"):
         chosen[select(front, which, objectives).number] = None
     for index in np.round(np.linspace(0, len(front) - 1, min(len(front), count))).astype(int):
