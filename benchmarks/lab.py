@@ -23,6 +23,7 @@ from epim_nas.pipeline.setup import Setup, load_run_chip
 from epim_nas.pipeline.stages import measure_sensitivity, prepare_supernet, score_settings
 from epim_nas.study.problem import SearchProblem
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
 
@@ -106,6 +107,18 @@ class Lab:
         """The additive score, per group."""
         table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
         return self.space.group_sums(table)
+
+    def tables(self) -> dict[str, list[np.ndarray]]:
+        """The additive score by every method, per group."""
+        settings = self.setup.config.sensitivity
+        found = {}
+        for name in METHODS:
+            chosen = settings.model_copy(update={"method": name})
+            config = self.setup.config.model_copy(update={"sensitivity": chosen})
+            setup = replace(self.setup, config=config)
+            table = measure_sensitivity(setup, self.supernet, self.folder, Reporter())
+            found[name] = self.space.group_sums(table)
+        return found
 
     def problem(self, budget: int) -> SearchProblem:
         """The search problem under a budget of crossbars."""

@@ -45,7 +45,7 @@ def input_covariances(
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def observe(name: str, module: nn.Conv2d | nn.Linear, x: Tensor) -> None:
-        rows = _input_rows(module, x)
+        rows = input_rows(module, x)
         rows = rows[:: max(1, len(rows) // positions)].transpose(0, 1).float()
         count, total, product = sums.get(name, (0, rows.new_zeros(()), rows.new_zeros(())))
         sums[name] = (
@@ -75,7 +75,7 @@ def input_covariances(
     }
 
 
-def _input_rows(module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+def input_rows(module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     """(positions, groups, I/groups * Kh * Kw) what every output position multiplies."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, 1, x.shape[-1])

@@ -37,26 +37,33 @@ def trace_model(
     return network
 
 
-def trace_graph(model: nn.Module) -> fx.Graph:
+def trace_graph(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.Graph:
     """The graph of a model in evaluation mode; layers are calls of modules.
+
+    Args:
+        model: any traceable model with one image input.
+        leaves: further classes of modules to keep as one call.
 
     Raises:
         InputError: the model cannot be traced.
     """
     with _evaluation_mode(model):
-        return _trace_graph(_Tracer(), model)
+        return _trace_graph(_Tracer(leaves), model)
 
 
 class _Tracer(fx.Tracer):
     """Records for every node the path of the module that contains it."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__(param_shapes_constant=True)
+        self.leaves = leaves
         self.paths: dict[fx.Node, str] = {}
         self.location: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return ops.is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, self.leaves) or ops.is_leaf(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,

@@ -24,6 +24,7 @@ from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
 from epim_nas.study.sandwich import Around
 from epim_nas.study.strategies import find_strategy
+from epim_nas.supernet.sensitivity import find_method
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -154,12 +155,22 @@ class SensitivityConfig(Strict):
     """The sensitivity pass.
 
     Attributes:
+        method: name of a method.
         images: training images it looks at.
         batch_size: images in one backward pass.
+        draws: labels that the Fisher methods draw for every image.
     """
 
+    method: str = "output_fisher"
     images: Positive = 256
     batch_size: Positive = 128
+    draws: Positive = 1
+
+    @pydantic.field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find_method(name)
+        return name
 
 
 class SupernetConfig(TrainingConfig):
@@ -256,6 +267,7 @@ class RunConfig(Strict):
         search: the search.
         finalists: stand-alone fine-tuning.
         executor: where designs are scored.
+        reuse: folder of another run of the same network: what it has computed is taken over.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto``, ``float32`` or ``bfloat16``.
     """
@@ -279,6 +291,7 @@ class RunConfig(Strict):
     search: SearchConfig = SearchConfig()
     finalists: FinalistsConfig = FinalistsConfig()
     executor: ExecutorConfig = ExecutorConfig()
+    reuse: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -318,8 +331,9 @@ def load_run_config(
             data[group][key] = _absolute(data[group].get(key), path.parent)
             if data[group][key] is None:
                 del data[group][key]
-    if isinstance(data.get("space"), str):
-        data["space"] = _absolute(data["space"], path.parent)
+    for key in ("space", "reuse"):
+        if isinstance(data.get(key), str):
+            data[key] = _absolute(data[key], path.parent)
     return validate(RunConfig, data, str(path)), path
 
 

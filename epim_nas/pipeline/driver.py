@@ -19,6 +19,7 @@ from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, write_results
+from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
     make_scorer,
@@ -112,6 +113,7 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     )
     _describe(setup, space, folder)
 
+    take_over(config, folder)
     baseline = prepare_baseline(setup, folder, reporter)
     log.info(
         "baseline: top-1 %.2f %% validation, %.2f %% test",

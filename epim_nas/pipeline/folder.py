@@ -18,7 +18,7 @@ from epim_nas.schema import validate
 
 T = TypeVar("T")
 
-CHANGEABLE = ("executor", "device", "search.trials", "finalists.count")
+CHANGEABLE = ("executor", "device", "reuse", "search.trials", "finalists.count")
 """Keys that may differ when a run is resumed: where it runs, and how long."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ from epim_nas.supernet.evaluation import (
     to_device,
 )
 from epim_nas.supernet.scorer import Scorer, ScoreSettings
-from epim_nas.supernet.sensitivity import Table, output_fisher
+from epim_nas.supernet.sensitivity import Table, find_method, measure_table
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
 
@@ -194,14 +195,21 @@ def measure_sensitivity(
     batches = setup.data.calibration_batches(settings.images, size, config.seed + 1)
     total = len(batches) * len(supernet.layers)
     with timed(folder, "sensitivity"), reporter.stage("Sensitivity", total) as advance:
-        return output_fisher(
+        return measure_table(
             supernet,
             batches,
+            find_method(settings.method),
+            draws=settings.draws,
             device=resolve_device(config.device),
             seed=config.seed,
-            checkpoint=folder.checkpoints / f"sensitivity-{supernet.space.digest[:12]}.npz",
+            checkpoint=sensitivity_file(folder, settings.method, supernet.space),
             progress=lambda done, _: advance(done, ""),
         )
+
+
+def sensitivity_file(folder: RunFolder, method: str, space: SearchSpace) -> Path:
+    """Where the table of a space is kept; it serves every budget."""
+    return folder.checkpoints / f"sensitivity-{method}-{space.digest[:12]}.npz"
 
 
 def seeds_of(setup: Setup, problem: SearchProblem) -> list[Row]:

@@ -1,0 +1,57 @@
+"""What a run takes from another run of the same network: another budget then costs little."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from epim_nas.errors import InputError
+from epim_nas.files import atomic_path
+from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+_BASELINE_DEPENDS_ON = ("seed", "model", "data", "baseline", "precision")
+
+
+def take_over(config: RunConfig, folder: RunFolder) -> list[str]:
+    """Copy the finished stages of ``config.reuse`` that the run has not computed itself.
+
+    These are the trained baseline, where it would be trained in the same way, the orders of aligned
+    channels and the sensitivity tables. The latter two say what they belong to: a run measures
+    again what does not fit it.
+
+    Returns:
+        The names of the files that were copied.
+
+    Raises:
+        InputError: ``config.reuse`` is not a run folder.
+    """
+    if config.reuse is None:
+        return []
+    source = RunFolder(Path(config.reuse).expanduser())
+    if not source.config.is_file():
+        raise InputError(
+            "reuse", f"`{config.reuse}` is not a run folder", "the --out folder of another search"
+        )
+    patterns = ["alignment-*/*.npz", "sensitivity-*.npz"]
+    other = source.load_config()
+    if config.model.weights is None and all(
+        getattr(other, name) == getattr(config, name) for name in _BASELINE_DEPENDS_ON
+    ):
+        patterns.append("baseline.safetensors")
+    taken = []
+    for pattern in patterns:
+        for file in sorted(source.checkpoints.glob(pattern)):
+            name = file.relative_to(source.checkpoints)
+            target = folder.checkpoints / name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(file, temporary)
+                taken.append(str(name))
+    if taken:
+        log.info("taken over from %s: %s", source.path, ", ".join(taken))
+    return taken

@@ -1,0 +1,127 @@
+"""Sensitivity from the Fisher information, on layer outputs or on weights.
+
+Both start from the second-order expansion of the loss KL(float || design) around the float network.
+Its gradient is zero there, and its Hessian by any quantity z of the network is the Gauss-Newton
+matrix E[g g^T], g the gradient by z of the cross entropy against a label drawn from the network's
+own prediction (Martens, "New insights and perspectives on the natural gradient method", JMLR 2020,
+sections 5 and 9). So a change d of z adds about d^T E[g g^T] d / 2, and no labels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from epim_nas.epitome.sampling import expand
+from epim_nas.epitome.statistics import input_rows
+from epim_nas.supernet.sensitivity.capture import Captured, captured_pass
+from epim_nas.supernet.supernet import SuperLayer, Supernet
+
+Scores = dict[str, npt.NDArray[np.float64]]
+"""Layer -> loss (nats, summed over the images of a batch) of each of its choices."""
+
+_MOST_ELEMENTS = 2**26
+"""Elements of the largest intermediate tensor of per-image weight gradients (256 MiB)."""
+
+
+def output_fisher(
+    supernet: Supernet,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+) -> Scores:
+    """Half of E[sum (g d)^2] over a layer's outputs: the diagonal of their Fisher information.
+
+    Batch normalisation behind a layer is recalibrated for every design, so d is taken after
+    matching the mean and deviation of every channel. The score that ModelOpt uses for
+    quantization, without that matching.
+    """
+    captured = captured_pass(supernet, x, draws, generator)
+    scores = {}
+    for number, (name, layer) in enumerate(supernet.layers.items(), start=1):
+        scores[name] = _output_scores(layer, captured.pop(name))
+        progress(number)
+    return scores
+
+
+@torch.no_grad()
+def _output_scores(layer: SuperLayer, seen: Captured) -> npt.NDArray[np.float64]:
+    output = seen.output
+    square = _mean_square(seen.gradients)
+    # Outputs are (N, C, H, W) or (N, C): the channel is dimension 1.
+    axes = (0, *range(2, output.dim()))
+    deviation, mean = torch.std_mean(output, axes, keepdim=True)
+    quantized: dict[int | None, Tensor] = {}
+    scores = np.empty(len(layer.choices))
+    for index, choice in enumerate(layer.choices):
+        if choice.activation_bits not in quantized:
+            quantized[choice.activation_bits] = layer.quantize_input(seen.x, index)
+        changed = layer.run(quantized[choice.activation_bits], index)
+        if seen.normalised:
+            own_deviation, own_mean = torch.std_mean(changed, axes, keepdim=True)
+            changed = (changed - own_mean) * (deviation / (own_deviation + 1e-12)) + mean
+        error = (changed - output).square_()
+        scores[index] = float((error * square).sum(dtype=torch.float64)) / 2
+    return scores
+
+
+def weight_fisher(
+    supernet: Supernet,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+) -> Scores:
+    """Half of E[sum (g d)^2] over a layer's weights: the diagonal of their Fisher information.
+
+    g is the gradient of one image. Choices are compared by their weights alone, so the bits of the
+    inputs make no difference, and what batch norm corrects counts.
+    """
+    captured = captured_pass(supernet, x, draws, generator)
+    scores = {}
+    for number, (name, layer) in enumerate(supernet.layers.items(), start=1):
+        scores[name] = _weight_scores(layer, captured.pop(name))
+        progress(number)
+    return scores
+
+
+@torch.no_grad()
+def _weight_scores(layer: SuperLayer, seen: Captured) -> npt.NDArray[np.float64]:
+    weight = layer.dense.weight
+    information = _weight_information(layer.dense, seen).double()
+    scores = np.empty(len(layer.choices))
+    for index, plan in enumerate(layer.plans):
+        changed = expand(layer.epitome(index), plan).reshape(weight.shape)
+        error = (changed - weight).double().square()
+        scores[index] = float((error * information).sum()) / 2
+    return scores
+
+
+def _weight_information(module: nn.Conv2d | nn.Linear, seen: Captured) -> Tensor:
+    """Sum over images of the mean over draws of the squared gradient, of the weight's shape."""
+    images = len(seen.x)
+    rows = input_rows(module, seen.x)  # (N * positions, groups, K)
+    groups, size = rows.shape[1:]
+    rows = rows.reshape(images, -1, groups, size)
+    total = torch.zeros(groups, module.weight.shape[0] // groups, size, device=rows.device)
+    chunk = max(1, _MOST_ELEMENTS // total.numel())
+    for gradient in seen.gradients:
+        # (N, O, ...) -> (N, positions, groups, O / groups)
+        by_position = gradient.flatten(2) if gradient.dim() > 2 else gradient[..., None]
+        by_position = by_position.transpose(1, 2).reshape(images, -1, groups, total.shape[1])
+        for start in range(0, images, chunk):
+            part = slice(start, start + chunk)
+            total += torch.einsum("npgo,npgk->ngok", by_position[part], rows[part]).square().sum(0)
+    return (total / len(seen.gradients)).reshape(module.weight.shape)
+
+
+def _mean_square(gradients: tuple[Tensor, ...]) -> Tensor:
+    total = gradients[0].square()
+    for gradient in gradients[1:]:
+        total += gradient.square()
+    return total / len(gradients)
