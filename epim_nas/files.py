@@ -77,6 +77,22 @@ def write_json(path: str | Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def load_json(path: str | Path, hint: str = "") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+        hint: what to do where it is damaged.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(str(path), f"is damaged ({error})", hint=hint) from None
+
+
 def dump_yaml(data: Any) -> str:
     """``data`` as YAML in insertion order."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

@@ -15,6 +15,7 @@ import typer
 
 from epim_nas._version import __version__
 from epim_nas.cli import cost as cost_command
+from epim_nas.cli import finetune as finetune_command
 from epim_nas.cli import results, run
 from epim_nas.errors import EpimError
 
@@ -61,7 +62,7 @@ def _root(
 app.command("search")(run.search)
 app.command("pareto")(results.pareto)
 app.command("export")(results.export)
-app.command("finetune")(run.finetune)
+app.command("finetune")(finetune_command.finetune)
 app.command("evaluate")(run.evaluate)
 app.command("cost")(cost_command.cost)
 app.command("dashboard")(results.dashboard)

@@ -1,4 +1,4 @@
-"""Commands that train and measure: ``search``, ``finetune``, ``evaluate``."""
+"""Commands that search and measure: ``search``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -60,41 +60,6 @@ def search(
             f"  epim-nas export {shown} --select {best} --to all --out exports/{config.name}"
         )
         typer.echo(f"  epim-nas finetune {shown}/best.yaml --run {shown}/run.yaml")
-
-
-def finetune(
-    design: Annotated[Path, typer.Argument(metavar="DESIGN.yaml", help="Design file.")],
-    run: Annotated[str, typer.Option("--run", help="Run file: network, data and weights.")],
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 30,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Peak learning rate; the finalists' by default.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder; finetuned/DESIGN by default.")
-    ] = None,
-    set_: Set = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> None:
-    """Train one design fully, from the run's trained network.
-
-    Interrupted, the same command goes on. The result is a checkpoint of epitomes.
-
-        epim-nas finetune runs/demo/best.yaml --run runs/demo/run.yaml --epochs 30
-    """
-    from epim_nas.pipeline.single import finetune_design
-
-    result = finetune_design(design, run, epochs=epochs, lr=lr, out=out, overrides=set_)
-    if json_:
-        print_json(result)
-        return
-    typer.echo(
-        f"top-1 {100 * result['validation_accuracy']:.2f} % validation, "
-        f"{100 * result['test_accuracy']:.2f} % test (before training "
-        f"{100 * result['before']:.2f} % validation)"
-    )
-    typer.echo(f"Weights in {result['weights']}")
-    typer.echo("Next:")
-    typer.echo(f"  epim-nas evaluate {design} --run {run} --weights {result['weights']} --json")
 
 
 def evaluate(

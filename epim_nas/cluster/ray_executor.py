@@ -50,7 +50,7 @@ class RayExecutor(Executor):
         self.capacity = workers
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            _start(ray, address, workers, cpus)
+            start_ray(ray, address, workers, cpus)
         try:
             _check_resources(ray, workers, cpus, gpus)
         except InputError:
@@ -136,7 +136,12 @@ class _Actor:
         return getattr(self._worker, method)(*args)
 
 
-def _start(ray: Any, address: str | None, workers: int, cpus: float) -> None:
+def start_ray(ray: Any, address: str | None, workers: int, cpus: float) -> None:
+    """Connect to a cluster, or start Ray on this machine, listening on loopback.
+
+    Raises:
+        InputError: the cluster cannot be reached.
+    """
     import os
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}

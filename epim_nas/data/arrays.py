@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from epim_nas.data.base import SPLITS, Batch, Data, Split, check_split, generator, shuffled_indices
+from epim_nas.data.base import (
+    SPLITS,
+    WHOLE,
+    Batch,
+    Data,
+    Part,
+    Split,
+    check_split,
+    generator,
+    shuffled_indices,
+)
 from epim_nas.errors import InputError
 
 
@@ -119,14 +129,18 @@ class ArrayData(Data):
             description=self.description,
         )
 
-    def train_batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
+    ) -> Iterator[Batch]:
         """See :meth:`Data.train_batches`."""
         indices = shuffled_indices(self.sizes["train"], batch_size, seed, start_step)
         for step, chosen in enumerate(indices, start_step):
             images = self._images["train"][chosen]
             if self.augment:
                 images = crop_and_flip(images, self.crop_padding, generator("augment", seed, step))
-            yield self._normalise(images), self._labels["train"][chosen]
+            first, every = part
+            labels = self._labels["train"][chosen]
+            yield self._normalise(images[first::every]), labels[first::every]
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`."""

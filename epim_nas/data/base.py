@@ -18,6 +18,13 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
 
+Part = tuple[int, int]
+"""(r, n): every n-th image of a batch, from the r-th on."""
+
+WHOLE: Part = (0, 1)
+"""All images of a batch."""
+
+
 class Data(ABC):
     """Images and labels in three splits.
 
@@ -39,11 +46,20 @@ class Data(ABC):
     description: str = ""
 
     @abstractmethod
-    def train_batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
+    ) -> Iterator[Batch]:
         """Augmented training batches without end.
 
         Batch number ``k`` is a function of ``seed`` and ``k`` alone, so a training that was
         interrupted after ``k`` steps goes on with ``start_step=k`` as if nothing had happened.
+
+        Args:
+            batch_size: images in a batch.
+            seed: seed of the order and the augmentation.
+            start_step: number of the first batch.
+            part: (r, n): of every batch only the images r, r + n, r + 2n, ..., so that n processes
+                share it.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from epim_nas.data.base import SPLITS, Batch, Data, Split, check_split, seed_of
+from epim_nas.data.base import SPLITS, WHOLE, Batch, Data, Part, Split, check_split, seed_of
 from epim_nas.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -99,14 +99,17 @@ class LoaderData(Data):
         self.input_shape = (0, 0, 0)  # of the first batch, found while counting
         self.sizes = {split: self._count(split) for split in SPLITS}
 
-    def train_batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
+    ) -> Iterator[Batch]:
         """See :meth:`Data.train_batches`."""
         if batch_size < 1:
             raise InputError("data.batch_size", f"got {batch_size}", "at least 1")
         batches = _regroup(self._epochs(seed), batch_size)
-        for step, batch in enumerate(batches):
+        first, every = part
+        for step, (images, labels) in enumerate(batches):
             if step >= start_step:
-                yield batch
+                yield images[first::every], labels[first::every]
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`; the order is the loader's."""

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from epim_nas.data.arrays import ArrayData, Images, balanced_indices, check_normalisation
-from epim_nas.data.base import Batch, Data, Split, check_split, seed_of, shuffled_indices
+from epim_nas.data.base import (
+    WHOLE,
+    Batch,
+    Data,
+    Part,
+    Split,
+    check_split,
+    seed_of,
+    shuffled_indices,
+)
 from epim_nas.data.folders import Samples, find_samples
 from epim_nas.errors import InputError
 from epim_nas.models._torchvision import import_torchvision
@@ -118,13 +127,18 @@ class FolderData(Data):
         self._loading = loading
         self._workers = workers
 
-    def train_batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
+    ) -> Iterator[Batch]:
         """See :meth:`Data.train_batches`."""
         order = shuffled_indices(self.sizes["train"], batch_size, seed, start_step)
-        keys = (
-            [(index, seed_of("augment", seed, step, i)) for i, index in enumerate(chosen.tolist())]
-            for step, chosen in enumerate(order, start_step)
-        )
+        first, every = part
+
+        def keys_of(step: int, chosen: list[int]) -> list[tuple[int, int]]:
+            keys = [(index, seed_of("augment", seed, step, i)) for i, index in enumerate(chosen)]
+            return keys[first::every]
+
+        keys = (keys_of(step, chosen.tolist()) for step, chosen in enumerate(order, start_step))
         return self._load("train", keys, self._loading)
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:

@@ -25,6 +25,7 @@ from epim_nas.space.config import SpaceConfig
 from epim_nas.study.sandwich import Around
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.sensitivity import find_method
+from epim_nas.supernet.train_config import TrainConfig
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -85,23 +86,58 @@ class BudgetConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """A training: of the baseline, the supernet or a finalist.
+    """What all trainings share; the fields are those of :class:`TrainConfig`.
+
+    Attributes:
+        batch_size: images in a step; None takes the data's.
+        accumulation: parts that a batch is split into, to need less memory.
+        weight_decay: L2 penalty of weights.
+        warmup: fraction of the steps with a rising rate.
+        distillation: weight of the float network's prediction in the loss.
+        temperature: softmax temperature of the distillation.
+        label_smoothing: probability mass spread over all classes.
+        clip_norm: largest L2 norm of the gradient, or None.
+        ema: decay of an average of the weights, or None.
+    """
+
+    batch_size: Positive | None = None
+    accumulation: Positive = TrainConfig.accumulation
+    weight_decay: float = pydantic.Field(default=TrainConfig.weight_decay, ge=0, lt=1)
+    warmup: Fraction = 0.05
+    distillation: Fraction = TrainConfig.distillation
+    temperature: float = pydantic.Field(default=TrainConfig.temperature, gt=0)
+    label_smoothing: float = pydantic.Field(default=TrainConfig.label_smoothing, ge=0, lt=1)
+    clip_norm: float | None = pydantic.Field(default=TrainConfig.clip_norm, gt=0)
+    ema: float | None = pydantic.Field(default=TrainConfig.ema, ge=0, lt=1)
+
+    def train_config(self, steps: int, batch_size: int, lr: float) -> TrainConfig:
+        """The training loop's configuration.
+
+        Args:
+            steps: optimizer steps.
+            batch_size: where this group has none.
+            lr: peak learning rate.
+        """
+        shared = self.model_dump(include=set(TrainingConfig.model_fields))
+        return TrainConfig(
+            **{**shared, "steps": steps, "lr": lr, "batch_size": self.batch_size or batch_size}
+        )
+
+
+class BaselineConfig(TrainingConfig):
+    """Training of the dense network.
 
     Attributes:
         steps: optimizer steps.
         lr: peak learning rate of a cosine schedule.
-        batch_size: images in a step; None takes the data's.
-        weight_decay: L2 penalty of weights.
-        warmup: fraction of the steps with a rising rate.
-        distillation: weight of the float network's prediction in the loss.
     """
 
     steps: Positive
     lr: Rate
-    batch_size: Positive | None = None
-    weight_decay: float = pydantic.Field(default=5e-4, ge=0, lt=1)
-    warmup: Fraction = 0.05
-    distillation: Fraction = 0.0
+
+
+AutoRate = Literal["auto"] | Rate
+"""A rate, or one that follows the damage (:func:`~epim_nas.supernet.damage.learning_rate_for`)."""
 
 
 class QuantizationConfig(Strict):
@@ -177,6 +213,8 @@ class SupernetConfig(TrainingConfig):
     """Brief training of the supernet around the front (sandwich rule).
 
     Attributes:
+        steps: optimizer steps; 0 for none.
+        lr: peak learning rate of a cosine schedule.
         random: designs that each step draws and trains besides the most precise and the smallest.
         around: whether they are drawn near the exact front or uniformly from the space.
         bits_warmup: fraction of the steps in which they have more weight bits, fewer and fewer.
@@ -220,13 +258,29 @@ class FinalistsConfig(TrainingConfig):
     """Stand-alone fine-tuning of the best designs.
 
     Attributes:
-        count: how many designs of the front.
+        count: how many designs.
+        steps: optimizer steps.
+        lr: peak learning rate; ``auto`` follows the damage.
     """
 
     count: Annotated[int, pydantic.Field(ge=0)] = 4
     steps: Positive = 150
-    lr: Rate = 0.01
+    lr: AutoRate = "auto"
     distillation: Fraction = 0.5
+
+
+class FinetuneConfig(TrainingConfig):
+    """Full training of one design (``epim-nas finetune``).
+
+    Attributes:
+        epochs: passes over the training images.
+        lr: peak learning rate; ``auto`` follows the damage.
+    """
+
+    epochs: Positive = 30
+    lr: AutoRate = "auto"
+    distillation: Fraction = 0.5
+    ema: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
 
 
 class ExecutorConfig(Strict):
@@ -266,6 +320,7 @@ class RunConfig(Strict):
         supernet: training of the shared weights.
         search: the search.
         finalists: stand-alone fine-tuning.
+        finetune: full training of one design.
         executor: where designs are scored.
         reuse: folder of another run of the same network: what it has computed is taken over.
         device: ``auto``, ``cpu``, ``cuda``, ...
@@ -283,13 +338,14 @@ class RunConfig(Strict):
     objectives: list[Objective] = pydantic.Field(
         default=["accuracy", "latency_ns", "energy_nj"], min_length=1
     )
-    baseline: TrainingConfig = TrainingConfig(steps=3000, lr=0.1)
+    baseline: BaselineConfig = BaselineConfig(steps=3000, lr=0.1)
     quantization: QuantizationConfig = QuantizationConfig()
     projection: ProjectionConfig = ProjectionConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()
     finalists: FinalistsConfig = FinalistsConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     executor: ExecutorConfig = ExecutorConfig()
     reuse: str | None = None
     device: str = "auto"

@@ -15,7 +15,7 @@ from epim_nas.files import write_json
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.stages import timed, train_config
+from epim_nas.pipeline.stages import timed
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import front_numbers, select
 from epim_nas.study.results import Finalist, TrialRecord
@@ -61,8 +61,11 @@ def finetune_finalists(
     on_finalist: Callable[[Finalist], None] = lambda finalist: None,
 ) -> list[Finalist]:
     """Train the finalists on their own; those that are stored are not trained again."""
-    config = train_config(setup.config.finalists, setup.config.data.batch_size)
-    steps = config.steps
+    settings = setup.config.finalists
+    auto, steps = settings.lr == "auto", settings.steps
+    # With `auto` every finalist gets its own rate; the number here is not used.
+    rate = 1.0 if settings.lr == "auto" else settings.lr
+    config = settings.train_config(steps, setup.config.data.batch_size, rate)
     folder.finalists.mkdir(parents=True, exist_ok=True)
     waiting: dict[int, TrialRecord] = {}
     for record in finalists:
@@ -83,6 +86,7 @@ def finetune_finalists(
                 setup.config.seed + 4,
                 str(weights.with_suffix(".state").resolve()),
                 str(weights.resolve()),
+                auto,
             )
         for done in range(started, len(finalists)):
             # Steps are seen where the work is done in this process; elsewhere, whole designs.

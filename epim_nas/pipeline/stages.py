@@ -18,7 +18,7 @@ from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
-from epim_nas.pipeline.config import PRETRAINED, TrainingConfig
+from epim_nas.pipeline.config import PRETRAINED
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
@@ -36,7 +36,7 @@ from epim_nas.supernet.evaluation import (
 from epim_nas.supernet.scorer import Scorer, ScoreSettings
 from epim_nas.supernet.sensitivity import Table, find_method, measure_table
 from epim_nas.supernet.supernet import Supernet
-from epim_nas.supernet.training import TrainConfig, train
+from epim_nas.supernet.training import train
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +49,6 @@ def timed(folder: RunFolder, stage: str) -> Iterator[None]:
         yield
     finally:
         folder.note_seconds(stage, time.monotonic() - started)
-
-
-def train_config(config: TrainingConfig, batch_size: int) -> TrainConfig:
-    """A run file's training as the loop's configuration."""
-    return TrainConfig(
-        steps=config.steps,
-        batch_size=config.batch_size or batch_size,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        distillation=config.distillation,
-    )
 
 
 def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Baseline:
@@ -78,7 +66,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
             train(
                 model,
                 setup.data,
-                train_config(training, config.data.batch_size),
+                training.train_config(training.steps, config.data.batch_size, training.lr),
                 seed=config.seed,
                 device=config.device,
                 precision=config.precision,
@@ -245,7 +233,7 @@ def train_supernet(
         result = train(
             supernet,
             setup.data,
-            train_config(config, setup.config.data.batch_size),
+            config.train_config(config.steps, setup.config.data.batch_size, config.lr),
             seed=setup.config.seed + 2,
             device=setup.config.device,
             precision=setup.config.precision,

@@ -24,11 +24,13 @@ class TrainState:
         step: optimizer steps done.
         curve: (step, mean loss of the steps since the point before).
         pending: losses since the last point of the curve.
+        measured: (step, measurement).
     """
 
     step: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
     pending: list[float] = field(default_factory=list)
+    measured: list[tuple[int, float]] = field(default_factory=list)
 
     def record(self, loss: float, every: int, last_step: int) -> None:
         """Count one step and its loss; a point joins the curve ``every`` steps and at the end."""
@@ -40,7 +42,12 @@ class TrainState:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, identity: str
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    identity: str,
+    average: nn.Module | None = None,
 ) -> None:
     """Replace ``path`` atomically by the state of a training.
 
@@ -50,6 +57,7 @@ def save_checkpoint(
         optimizer: its optimizer.
         state: where the training is.
         identity: digest of everything that determines the training.
+        average: the averaged model, where there is one.
     """
     content = {
         "format": FORMAT,
@@ -57,17 +65,23 @@ def save_checkpoint(
         "step": state.step,
         "curve": list(state.curve),
         "pending": list(state.pending),
+        "measured": list(state.measured),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
     }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    average: nn.Module | None = None,
 ) -> TrainState:
-    """Put ``model`` and ``optimizer`` into the state stored in ``path``.
+    """Put ``model``, ``optimizer`` and ``average`` into the state stored in ``path``.
 
     Raises:
         InputError: the file is damaged, no checkpoint, or belongs to another training.
@@ -84,12 +98,16 @@ def load_checkpoint(
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        if average is not None:
+            average.load_state_dict(content["average"])
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
             str(path), f"does not fit the model: {str(error).splitlines()[0]}", hint=hint
         ) from None
     curve = [(int(step), float(loss)) for step, loss in content["curve"]]
-    return TrainState(int(content["step"]), curve, [float(loss) for loss in content["pending"]])
+    measured = [(int(step), float(value)) for step, value in content.get("measured", [])]
+    pending = [float(loss) for loss in content["pending"]]
+    return TrainState(int(content["step"]), curve, pending, measured)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from epim_nas.data.base import Batch, Data
 from epim_nas.models.weights import save_weights
+from epim_nas.supernet.damage import learning_rate_for, measure_damage
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
@@ -55,6 +56,8 @@ class FinetuneResult:
         before: search-validation top-1 before training (recalibrated).
         validation_accuracy: search-validation top-1 of the kept weights.
         test_accuracy: test top-1 of the kept weights.
+        learning_rate: peak learning rate.
+        damage: nats between the float network and the design before training.
         curve: (step, loss) samples.
     """
 
@@ -62,6 +65,8 @@ class FinetuneResult:
     before: float
     validation_accuracy: float
     test_accuracy: float
+    learning_rate: float
+    damage: float
     curve: tuple[tuple[int, float], ...]
 
 
@@ -100,7 +105,13 @@ class Scorer:
             return self._measure(self._supernet, "validation")
 
     def finetune(
-        self, row: Sequence[int], config: TrainConfig, seed: int, checkpoint: str, weights: str
+        self,
+        row: Sequence[int],
+        config: TrainConfig,
+        seed: int,
+        checkpoint: str,
+        weights: str,
+        follow_damage: bool = False,
     ) -> FinetuneResult:
         """Train a design on its own, from the supernet's weights, distilling the float network.
 
@@ -115,9 +126,15 @@ class Scorer:
             checkpoint: file of the training's state; it is resumed where there is one. It stays:
                 only who has stored the result can delete it without losing the training.
             weights: file for the resulting epitomes (safetensors).
+            follow_damage: take the learning rate that follows the damage, not ``config.lr``.
         """
         model = self._supernet.extract(row)
         before = self._measure(model, "validation").accuracy
+        damage = measure_damage(
+            model, self._teacher, self._calibration, self._settings.device, self._settings.precision
+        )
+        if follow_damage:
+            config = replace(config, lr=learning_rate_for(damage))
         start = {name: value.clone() for name, value in model.state_dict().items()}
         result = train(
             model,
@@ -137,7 +154,15 @@ class Scorer:
         test = self._evaluate(model, "test")
         save_weights(model, weights, metadata={"validation_accuracy": f"{max(after, before):.4f}"})
         steps = result.steps if after >= before else 0
-        return FinetuneResult(steps, before, max(after, before), test.accuracy, result.curve)
+        return FinetuneResult(
+            steps=steps,
+            before=before,
+            validation_accuracy=max(after, before),
+            test_accuracy=test.accuracy,
+            learning_rate=config.lr,
+            damage=damage,
+            curve=result.curve,
+        )
 
     def _measure(self, model: nn.Module, split: str) -> Score:
         recalibrate_batch_norm(

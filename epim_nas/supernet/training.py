@@ -1,4 +1,4 @@
-"""The training loop: SGD with a cosine schedule, distillation, and exact resume."""
+"""The training loop: SGD with a cosine schedule, distillation, averaged weights, exact resume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from epim_nas.data.base import Data, seed_of
+from epim_nas.epitome.quantization import ActivationQuantizer, WeightQuantizer
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import digest
+from epim_nas.supernet.averaging import moving_average
 from epim_nas.supernet.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from epim_nas.supernet.evaluation import autocast, evaluation_mode, resolve_device, to_device
+from epim_nas.supernet.parallel import ALONE, Parallel
+from epim_nas.supernet.train_config import TrainConfig
 
 # A loss is recorded about so often in a training: enough for a curve, small in a checkpoint.
 CURVE_POINTS = 200
@@ -53,69 +58,6 @@ class NonFiniteLoss(EpimError):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        steps: number of optimizer steps.
-        batch_size: images in a step.
-        lr: peak learning rate.
-        momentum: momentum of SGD.
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: L2 penalty of weights with at least two dimensions; biases and normalisation
-            parameters are not decayed.
-        warmup: fraction of the steps in which the rate rises linearly; then it falls to 0 along a
-            half cosine.
-        label_smoothing: probability mass spread over all classes.
-        distillation: weight of the teacher in the loss, 0..1; at 1 labels are not used.
-        temperature: softmax temperature of the distillation (Hinton, Vinyals and Dean,
-            arXiv 1503.02531).
-        clip_norm: largest L2 norm of the gradient, or None.
-    """
-
-    steps: int
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    distillation: float = 0.0
-    temperature: float = 1.0
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        checks = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "greater than 0"),
-            "momentum": (0 <= self.momentum < 1, "0 to below 1"),
-            "nesterov": (not self.nesterov or self.momentum > 0, "false where momentum is 0"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or greater"),
-            "warmup": (0 <= self.warmup <= 1, "0 to 1"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "0 to below 1"),
-            "distillation": (0 <= self.distillation <= 1, "0 to 1"),
-            "temperature": (0 < self.temperature < math.inf, "greater than 0"),
-            "clip_norm": (
-                self.clip_norm is None or 0 < self.clip_norm < math.inf,
-                "greater than 0, or none",
-            ),
-        }
-        for name, (good, allowed) in checks.items():
-            if not good:
-                raise InputError(f"training.{name}", f"got {getattr(self, name)}", allowed)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step (the first is 0)."""
-        warmup_steps = round(self.warmup * self.steps)
-        if step < warmup_steps:
-            return self.lr * (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, self.steps - warmup_steps)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """What a training did.
 
@@ -124,12 +66,14 @@ class TrainResult:
         steps: optimizer steps that the weights have had in all, resumed ones included.
         seconds: seconds that this call took.
         finished: False where ``stop`` ended it early.
+        measured: (step, what ``measure`` returned).
     """
 
     curve: tuple[tuple[int, float], ...]
     steps: int
     seconds: float
     finished: bool
+    measured: tuple[tuple[int, float], ...] = ()
 
 
 def train(
@@ -146,6 +90,9 @@ def train(
     progress: Callable[[int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
     variants: Callable[[int], Iterable[Callable[[], None]]] | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
+    measure_every: int = 0,
+    parallel: Parallel = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place.
 
@@ -166,6 +113,11 @@ def train(
         stop: asked after each step whether to stop here; the checkpoint is written then.
         variants: for a weight-sharing network: step -> functions, each of which switches ``model``
             to one of its variants. The gradient of a step is the mean over its variants.
+        measure: measures the network as it would be if it ended here (the averaged one, where
+            weights are averaged); it may recalibrate batch norm.
+        measure_every: steps between measurements; 0 for none.
+        parallel: the processes that train the same network, each on its part of every batch. The
+            first one measures and writes checkpoints, which all of them have to be able to read.
 
     Raises:
         InputError: distillation without a teacher, images or labels that do not fit the model, or
@@ -182,25 +134,29 @@ def train(
     if teacher is not None:
         teacher.to(device)
     optimizer = _optimizer(model, config)
+    average = None if config.ema is None else moving_average(model, config.ema)
     identity = _identity(model, data, config, seed, teacher)
     state = TrainState()
     if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint, model, optimizer, identity)
+        state = load_checkpoint(checkpoint, model, optimizer, identity, average)
+    parallel.broadcast(model)
     good = (state.step, _snapshot(model))
     record_every = max(1, config.steps // CURVE_POINTS)
     finished = state.step >= config.steps
-    batches = data.train_batches(config.batch_size, seed, state.step)
+    batches = data.train_batches(
+        config.batch_size, seed, state.step, (parallel.rank, parallel.size)
+    )
     cuda = [device] if device.type == "cuda" else []
     with _training_mode(model), torch.random.fork_rng(cuda):
         while not finished:
             images, labels = next(batches)
             # Random layers depend on the step alone, so that a resumed training draws the same.
-            torch.manual_seed(seed_of("layers", seed, state.step))
+            torch.manual_seed(seed_of("layers", seed, state.step, parallel.rank))
             rate = config.lr_at(state.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            images, labels = to_device(images, device), labels.to(device)
+            images, labels = to_device(images, device), labels.to(device, non_blocking=True)
             target = None
             if teacher is not None and config.distillation > 0:
                 with evaluation_mode(teacher), torch.no_grad(), autocast(device, precision):
@@ -210,23 +166,36 @@ def train(
             for switch in switches:
                 if switch is not None:
                     switch()
-                with autocast(device, precision):
-                    loss = _loss(model, images, labels, target, data, config) / len(switches)
-                value += loss.item()
-                if not math.isfinite(value):
-                    model.load_state_dict(good[1])
-                    raise NonFiniteLoss(state.step, value, good[0], rate)
-                loss.backward()
+                for part in _parts(len(images), config.accumulation):
+                    share = (part.stop - part.start) / len(images) / len(switches)
+                    soft = None if target is None else target[part]
+                    with autocast(device, precision):
+                        loss = _loss(model, images[part], labels[part], soft, data, config) * share
+                    value += loss.item()
+                    if math.isfinite(value):
+                        loss.backward()
+            value = parallel.mean(value)
+            if not math.isfinite(value):
+                model.load_state_dict(good[1])
+                raise NonFiniteLoss(state.step, value, good[0], rate)
             if state.step % _SNAPSHOT_EVERY == 0:
                 # A finite loss has just shown that these weights are sound.
                 good = (state.step, _snapshot(model))
+            parallel.average_gradients(model)
             if config.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
             state.record(value, record_every, config.steps)
             finished = state.step >= config.steps
             if progress is not None:
                 progress(state.step, value)
+            due = measure_every > 0 and (finished or state.step % measure_every == 0)
+            if due and measure is not None and parallel.first:
+                network = model if average is None else average.module
+                with evaluation_mode(model), evaluation_mode(network):
+                    state.measured.append((state.step, measure(network)))
             halt = not finished and stop is not None and stop()
             save = checkpoint is not None and (
                 finished or halt or state.step % checkpoint_every == 0
@@ -235,12 +204,25 @@ def train(
                 # No later loss has looked at these weights, and a checkpoint must not keep them.
                 model.load_state_dict(good[1])
                 raise NonFiniteLoss(state.step, math.nan, good[0], rate)
-            if save and checkpoint is not None:
-                save_checkpoint(checkpoint, model, optimizer, state, identity)
+            if save and checkpoint is not None and parallel.first:
+                save_checkpoint(checkpoint, model, optimizer, state, identity, average)
             if halt:
                 break
-    seconds = time.monotonic() - started
-    return TrainResult(tuple(state.curve), state.step, seconds, finished)
+    if finished and average is not None:
+        model.load_state_dict(average.module.state_dict())
+    return TrainResult(
+        tuple(state.curve),
+        state.step,
+        time.monotonic() - started,
+        finished,
+        tuple(state.measured),
+    )
+
+
+def _parts(images: int, count: int) -> list[slice]:
+    """``count`` slices of nearly equal size over so many images; fewer where there are fewer."""
+    edges = [round(images * k / count) for k in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if a < b]
 
 
 def distillation_loss(scores: Tensor, teacher_scores: Tensor, temperature: float = 1.0) -> Tensor:
@@ -291,10 +273,19 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("model", "has no parameters to train", "at least one")
-    # Decaying a bias or a batch-norm scale only shrinks it: it does not regularise.
+    steps = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (ActivationQuantizer, WeightQuantizer))
+        for parameter in module.parameters()
+    }
+    # Decaying a bias, a batch-norm scale or a quantization step only shrinks it: it does not
+    # regularise.
+    decayed = [p for p in parameters if p.ndim > 1 and id(p) not in steps]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in steps]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],

@@ -1,0 +1,346 @@
+"""Full training of one design: what ``epim-nas finetune`` does."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from epim_nas.epitome.design import Design, load_design
+from epim_nas.errors import InputError, InterruptedRun
+from epim_nas.files import digest, file_digest, load_json, make_folder, write_json
+from epim_nas.models.weights import save_weights
+from epim_nas.pipeline.config import FinetuneConfig, RunConfig, load_run_config
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.single import load_trained, quantized_network, recalibrate
+from epim_nas.pipeline.stages import measure, score_settings
+from epim_nas.report.events import RunEvents
+from epim_nas.schema import validate
+from epim_nas.supernet.damage import learning_rate_for, measure_damage
+from epim_nas.supernet.parallel import ALONE, Parallel
+from epim_nas.supernet.train_config import TrainConfig
+from epim_nas.supernet.training import TrainResult, train
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "epitomes.safetensors"
+_CURVE_EVERY = 10
+"""Steps between the points of the TensorBoard curves."""
+_CHECKPOINT_EVERY = 200
+"""Steps that a kill may cost."""
+_DAMAGED = "Remove the folder, or give another --out."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning, on whichever process it runs. Picklable.
+
+    Attributes:
+        config: the run file, command line included.
+        run_folder: folder of the run file; it may hold the trained network.
+        design: the design.
+        folder: where everything is written.
+    """
+
+    config: RunConfig
+    run_folder: Path
+    design: Design
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        """State of the unfinished training."""
+        return self.folder / "training.state"
+
+    @property
+    def start(self) -> Path:
+        """The weights that the training starts from."""
+        return self.folder / "start.safetensors"
+
+    @property
+    def start_record(self) -> Path:
+        """What was measured of them."""
+        return self.folder / "start.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        before: validation top-1, batch norm recalibrated.
+        damage: nats between the float network and this one.
+        learning_rate: peak learning rate.
+    """
+
+    before: float
+    damage: float
+    learning_rate: float
+
+
+def finetune_design(
+    design_file: Path,
+    run: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
+    workers: int = 1,
+    out: Path | None = None,
+    overrides: list[str] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train one design fully; an interrupted training goes on.
+
+    Args:
+        design_file: the design.
+        run: run file that names network, data and weights.
+        options: keys of the run file's ``finetune`` group that differ.
+        weights: epitomes to start from, such as a finalist's; by default the run's trained network
+            is projected.
+        workers: processes that share every batch, by Ray Train; each takes a GPU where there is
+            one.
+        out: folder; ``finetuned/DESIGN`` by default.
+        overrides: changes to the run file.
+        reporter: shows the progress.
+
+    Returns:
+        What ``result.json`` holds.
+
+    Raises:
+        InputError: a wrong option, file or folder.
+        InterruptedRun: interrupted by the user; the training is saved.
+    """
+    design = load_design(design_file)
+    config, path = load_run_config(run, overrides)
+    config = config.model_copy(update={"finetune": _with(config.finetune, options or {})})
+    name = design_file.stem
+    folder = make_folder(out if out is not None else Path("finetuned") / name, "--out").resolve()
+    job = Job(config, path.parent.resolve(), design, folder)
+    finished = _adopt(job, weights, workers)
+    if finished is not None:
+        log.info("%s was finished before: nothing to do", folder)
+        return finished
+    reporter = reporter or Reporter()
+    setup = load_trained(job.config, job.run_folder, job.design, str(design_file))
+    training, start = _prepare(job, setup, weights, reporter)
+    log.info(
+        "top-1 %.2f %% before training, damage %.3g nats, learning rate %.3g%s, %d steps",
+        100 * start.before,
+        start.damage,
+        start.learning_rate,
+        " (follows the damage)" if config.finetune.lr == "auto" else "",
+        training.steps,
+    )
+    if workers > 1:
+        from epim_nas.cluster.ray_train import train_on_workers
+
+        train_on_workers(job, training, workers, reporter)
+    model = started_network(job, setup)
+    with reporter.stage("Fine-tuning", training.steps) as advance, _stopping() as stop:
+        result = run_training(
+            job, setup, model, training,
+            progress=lambda step, loss: advance(step, f"loss {loss:.3f}"), stop=stop,
+        )  # fmt: skip
+    if not result.finished:
+        raise InterruptedRun(
+            f"interrupted at step {result.steps} of {training.steps}, which is saved in {folder}. "
+            "Type the same command to go on."
+        )
+    return _conclude(job, setup, model, start, result)
+
+
+def run_training(
+    job: Job,
+    setup: Setup,
+    model: nn.Module,
+    training: TrainConfig,
+    *,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    stop: Callable[[], bool] | None = None,
+    parallel: Parallel = ALONE,
+) -> TrainResult:
+    """Train the network of a job, or the rest of it, with curves in its folder."""
+    config = setup.config
+    epoch = steps_per_epoch(setup, training)
+    with RunEvents(job.folder / "tensorboard") as events:
+
+        def note(step: int, loss: float) -> None:
+            if parallel.first and (step % _CURVE_EVERY == 0 or step == training.steps):
+                events.scalar("finetune/loss", loss, step)
+                events.scalar("finetune/learning_rate", training.lr_at(step - 1), step)
+            progress(step, loss)
+
+        def validate_epoch(network: nn.Module) -> float:
+            recalibrate(setup, network)
+            return measure(setup, network, "validation").accuracy
+
+        result = train(
+            model,
+            setup.data,
+            training,
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+            teacher=setup.model,
+            checkpoint=job.state,
+            checkpoint_every=min(epoch, _CHECKPOINT_EVERY),
+            progress=note,
+            stop=stop,
+            measure=validate_epoch,
+            measure_every=epoch,
+            parallel=parallel,
+        )
+        if parallel.first:
+            for step, accuracy in result.measured:
+                events.scalar("finetune/validation_accuracy", accuracy, step)
+    return result
+
+
+def started_network(job: Job, setup: Setup) -> nn.Module:
+    """The network of a job with the weights that it starts from."""
+    return quantized_network(setup, job.design, job.start)
+
+
+def steps_per_epoch(setup: Setup, training: TrainConfig) -> int:
+    """Optimizer steps of a pass over the training images."""
+    return max(1, setup.data.sizes["train"] // training.batch_size)
+
+
+def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
+    """The group with what the command line says."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return validate(FinetuneConfig, {**config.model_dump(), **given}, "finetune")
+    except InputError as error:
+        option = next((key for key in given if error.field.endswith(key)), None)
+        if option is None:
+            raise
+        raise InputError(f"--{option}", error.problem, error.allowed, error.hint) from None
+
+
+def _adopt(job: Job, weights: Path | None, workers: int) -> dict[str, Any] | None:
+    """Make the folder this job's, or find its finished result there.
+
+    Raises:
+        InputError: the folder is another job's.
+    """
+    file, result = job.folder / "settings.json", job.folder / "result.json"
+    settings = {
+        "design": digest(job.design.to_dict()["layers"]),
+        "weights": None if weights is None else file_digest(_existing(weights)),
+        "workers": workers,
+        **job.config.model_dump(
+            mode="json", include={"seed", "model", "data", "quantization", "projection", "finetune"}
+        ),
+    }
+    if file.exists():
+        stored = load_json(file, _DAMAGED)
+        different = sorted(key for key in settings if stored.get(key) != settings[key])
+        if different:
+            raise InputError(
+                "--out",
+                f"{job.folder} holds a fine-tuning with other settings ({', '.join(different)})",
+                "the folder of this fine-tuning, or a new one",
+                "Give another --out, or remove the folder.",
+            )
+    write_json(file, settings)
+    return load_json(result, _DAMAGED) if result.exists() else None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError("--weights", f"{path} is not a file", "a .safetensors file of epitomes")
+    return path
+
+
+def _prepare(
+    job: Job, setup: Setup, weights: Path | None, reporter: Reporter
+) -> tuple[TrainConfig, Start]:
+    """The start of the training, measured, from the folder where it is known."""
+    config = setup.config
+    settings = config.finetune
+    if job.start_record.exists() and job.start.exists():
+        start = Start(**load_json(job.start_record, _DAMAGED))
+    else:
+        model = quantized_network(setup, job.design, weights, reporter)
+        batches = score_settings(setup).calibration_batches(setup.data)
+        recalibrate(setup, model)
+        before = measure(setup, model, "validation").accuracy
+        damage = measure_damage(model, setup.model, batches, config.device, config.precision)
+        rate = learning_rate_for(damage) if settings.lr == "auto" else settings.lr
+        start = Start(before, damage, rate)
+        save_weights(model, job.start)
+        write_json(job.start_record, asdict(start))
+    training = settings.train_config(1, config.data.batch_size, start.learning_rate)
+    steps = settings.epochs * steps_per_epoch(setup, training)
+    return replace(training, steps=steps), start
+
+
+def _conclude(
+    job: Job, setup: Setup, model: nn.Module, start: Start, trained: TrainResult
+) -> dict[str, Any]:
+    """Keep the better of before and after by validation, measure the test images once, store."""
+    recalibrate(setup, model)
+    after = measure(setup, model, "validation").accuracy
+    if after < start.before:
+        log.warning(
+            "top-1 fell from %.2f to %.2f %%: the weights before training are kept. "
+            "Use a smaller finetune.lr or more epochs.",
+            100 * start.before,
+            100 * after,
+        )
+        model = started_network(job, setup)
+    weights = job.folder / WEIGHTS
+    result = {
+        "schema": "epim-nas/finetuning@1",
+        "network": job.design.network,
+        "epochs": job.config.finetune.epochs,
+        "steps": trained.steps if after >= start.before else 0,
+        "learning_rate": start.learning_rate,
+        "damage": start.damage,
+        "before": start.before,
+        "validation_accuracy": max(start.before, after),
+        "test_accuracy": measure(setup, model, "test").accuracy,
+        "validation_curve": [[step, value] for step, value in trained.measured],
+        "weights": str(weights),
+    }
+    told = {key: str(result[key]) for key in ("epochs", "validation_accuracy", "test_accuracy")}
+    save_weights(model, weights, metadata=told)
+    measured = {k: result[k] for k in ("validation_accuracy", "test_accuracy", "epochs")}
+    provenance = {**job.design.provenance, "finetuned": measured}
+    replace(job.design, provenance=provenance).save(job.folder / "design.yaml")
+    write_json(job.folder / "result.json", result)
+    for temporary in (job.state, job.start, job.start_record):
+        temporary.unlink(missing_ok=True)
+    return result
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a wish to stop after the step; a second one kills."""
+    wished = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wished.is_set
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def wish(number: int, frame: object) -> None:
+        wished.set()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        before[kind] = signal.signal(kind, wish)
+    try:
+        yield wished.is_set
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
