@@ -54,6 +54,10 @@ def export(
         ),
     ] = "knee",
     to: Annotated[Artefact, typer.Option("--to", help="What to write.")] = Artefact.design,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Its epitomes; those of the finalist by default."),
+    ] = None,
 ) -> None:
     """Write the artefacts of one design, with a manifest of digests.
 
@@ -62,7 +66,7 @@ def export(
     from epim_nas.pipeline.artefacts import export_trial
     from epim_nas.pipeline.folder import RunFolder
 
-    for path in export_trial(RunFolder(folder), select, to.value, out):
+    for path in export_trial(RunFolder(folder), select, to.value, out, weights):
         typer.echo(str(path))
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from epim_nas.datapath.stored import stored_layers
+from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
 from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
@@ -17,7 +21,9 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import find_trial, full_design, load_cost_model, load_result
 
 
-def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Path]:
+def export_trial(
+    folder: RunFolder, which: str, what: str, out: Path, weights: Path | None = None
+) -> list[Path]:
     """Write the artefacts of one design into a folder, offline, from what is stored.
 
     Args:
@@ -25,20 +31,23 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
         which: a selection's name or a trial's number.
         what: ``design``, ``weights``, ``datapath`` or ``all``.
         out: where to write.
+        weights: epitomes of the design, such as ``epim-nas finetune`` writes; by default those of
+            the finalist.
 
     Returns:
         The files (of the datapath its index), a manifest with the digests of all last. The
         datapath of a design that was not fine-tuned has no cells: it has no weights of its own.
 
     Raises:
-        InputError: no such trial, or weights of a design that was not fine-tuned.
+        InputError: no such trial, weights of a design that was not fine-tuned, or of another
+            design.
     """
     result = load_result(folder)
     record = find_trial(result, which)
     cost = load_cost_model(folder)
     design = full_design(result, record, cost)
     finalist = next((f for f in result.finalists if f.number == record.number), None)
-    if what in ("weights", "all") and finalist is None:
+    if what in ("weights", "all") and finalist is None and weights is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
         raise InputError(
             f"--select {which}",
@@ -47,10 +56,13 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
             f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
             f"--run {folder.config}`.",
         )
-    make_folder(out, "--out")
-    files: list[Path] = []
     network = load_network(folder.network)
     state = None if finalist is None else read_state(folder.path / finalist.weights)
+    if weights is not None:
+        state = read_state(weights)
+        _check_epitomes(state, design, weights)
+    make_folder(out, "--out")
+    files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
     if state is not None and what in ("weights", "all"):
@@ -65,3 +77,23 @@ def export_trial(folder: RunFolder, which: str, what: str, out: Path) -> list[Pa
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files
+
+
+def _check_epitomes(state: Mapping[str, Tensor], design: Design, file: Path) -> None:
+    """Refuse weights that are not those of a design.
+
+    Raises:
+        InputError: an epitome is missing or has another shape.
+    """
+    for name, choice in design.choices.items():
+        if choice.shape is None:
+            continue
+        tensor = state.get(f"{name}.epitome")
+        if tensor is None or tuple(tensor.shape) != choice.shape.as_tuple:
+            found = "no such tensor" if tensor is None else f"the shape {tuple(tensor.shape)}"
+            raise InputError(
+                "--weights",
+                f"{file} has {found} for `{name}.epitome`",
+                f"epitomes of this design; here {choice.shape.as_tuple}",
+                "Give the weights that were trained for the selected design.",
+            )

@@ -75,8 +75,8 @@ def test_run_file_page_has_every_key_with_its_default(
 
 def test_run_file_page_has_the_trainings() -> None:
     rows = _rows(_section("Trainings", "run_file.md"))
-    groups = {"baseline": c.TrainingConfig, "supernet": c.SupernetConfig,
-              "finalists": c.FinalistsConfig}  # fmt: skip
+    groups = {"baseline": c.BaselineConfig, "supernet": c.SupernetConfig,
+              "finalists": c.FinalistsConfig, "finetune": c.FinetuneConfig}  # fmt: skip
     run = {name: _default(c.RunConfig, name) for name in groups}
     for key in c.TrainingConfig.model_fields:
         for column, group in enumerate(groups, 1):
