@@ -89,9 +89,7 @@ class ArrayData(Data):
         self.mean, self.std = tuple(mean), tuple(std)
         self.augment = augment
         self.crop_padding = max(1, height // 8) if crop_padding is None else crop_padding
-        # (x / 255 - mean) / std as one multiplication and one addition
-        self._scale = torch.tensor([1 / (255 * s) for s in std]).view(-1, 1, 1)
-        self._offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
+        self._normalise = Normalisation(mean, std)
         self._images = {split: _tensor(splits[split].images) for split in SPLITS}
         self._labels = {split: _tensor(splits[split].labels) for split in SPLITS}
 
@@ -150,7 +148,21 @@ class ArrayData(Data):
             part = slice(start, min(start + batch_size, n))
             yield self._normalise(self._images[split][part]), self._labels[split][part]
 
-    def _normalise(self, images: Tensor) -> Tensor:
+
+class Normalisation:
+    """(x / 255 - mean) / std of uint8 images (N, C, H, W), as one multiplication and one addition.
+
+    Args:
+        mean: of each channel, on the scale 0..1.
+        std: likewise.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._scale = torch.tensor([1 / (255 * s) for s in std]).view(-1, 1, 1)
+        self._offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised float32 images."""
         return images.to(torch.float32).mul_(self._scale).add_(self._offset)
 
 

@@ -93,6 +93,15 @@ def _classes(folder: Path) -> tuple[str, ...]:
     classes = tuple(
         sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     )
+    loose = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+    if not classes and loose:
+        raise InputError(
+            "data.root",
+            f"`{folder}` holds {len(loose)} images (`{loose[0]}`, ...) in no class folders: they "
+            "have no labels",
+            "one folder for each class",
+            "Without labels accuracy cannot be measured.",
+        )
     if len(classes) < 2:
         raise InputError(
             "data.root",

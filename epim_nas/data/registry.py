@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -56,11 +56,16 @@ class NamedArgs(Strict):
         mean: mean of each channel that images are normalised by, on the scale 0..1.
         std: standard deviation of each channel, likewise.
         in_memory: whether images of a folder are held in memory; by default where they are small.
+        mode: ``RGB`` or ``L`` (grey): what images of a folder are converted to; what they are by
+            default.
+        cache_mb: MiB for decoded validation and test images of a folder that is streamed.
     """
 
     mean: list[float] | None = None
     std: list[float] | None = None
     in_memory: bool | None = None
+    mode: Literal["L", "RGB"] | None = None
+    cache_mb: int = Field(2048, ge=0)
 
 
 def data_names() -> list[str]:

@@ -1,4 +1,9 @@
-"""Image folders: small images into memory, large ones streamed through a torch DataLoader."""
+"""Image folders: small images into memory, large ones streamed through a torch DataLoader.
+
+Worker processes decode, crop and resize; images travel between processes as uint8, a quarter of the
+bytes, and are normalised where they arrive. The images of a search are evaluated hundreds of times:
+they are decoded once and kept, as far as memory is allowed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epim_nas.data.arrays import ArrayData, Images, balanced_indices, check_normalisation
+from epim_nas.data.arrays import (
+    ArrayData,
+    Images,
+    Normalisation,
+    balanced_indices,
+    check_normalisation,
+)
 from epim_nas.data.base import (
     WHOLE,
     Batch,
@@ -40,6 +51,8 @@ SMALL_PIXELS = 64
 _MEMORY_BYTES = 4 << 30
 # The usual evaluation of ImageNet networks: shorter side 256, centre 224
 _RESIZE_RATIO = 256 / 224
+# Batches that each worker process prepares ahead
+_PREFETCH = 4
 
 Mode = Literal["L", "RGB"]
 
@@ -67,7 +80,8 @@ def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int
         n_images = max(1, round(config.train_fraction * len(train.paths)))
         chosen = balanced_indices(train.labels, n_images, seed, "data.train_fraction")
         splits["train"] = train.take(chosen)
-    size, mode = _look_at(splits["train"])
+    size, found_mode = _look_at(splits["train"])
+    mode: Mode = found_mode if args.mode is None else args.mode
     mean, std = (args.mean, args.std) if args.mean and args.std else default_normalisation(mode)
     side = config.image_size or (size[0] if size and size[0] == size[1] else None)
     n_images = sum(len(part.paths) for part in splits.values())
@@ -87,8 +101,18 @@ def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int
             augment=config.augment,
             description=description,
         )
-    loading = _Loading(mode, config.image_size or 224, tuple(mean), tuple(std), config.augment)
-    return FolderData(config.name, splits, len(classes), loading, config.workers, description)
+    loading = _Loading(mode, config.image_size or 224, config.augment)
+    return FolderData(
+        config.name,
+        splits,
+        len(classes),
+        loading,
+        mean,
+        std,
+        workers=config.workers,
+        cache_bytes=args.cache_mb << 20,
+        description=description,
+    )
 
 
 class FolderData(Data):
@@ -102,8 +126,11 @@ class FolderData(Data):
         name: name of the data set.
         splits: the files of each split.
         num_classes: number of classes.
-        loading: how a file becomes a tensor.
+        loading: how a file becomes pixels.
+        mean: mean of each channel, on the scale 0..1.
+        std: standard deviation of each channel, likewise.
         workers: processes that read and augment; 0 does it in this one.
+        cache_bytes: memory for images that are not augmented; each process that measures has it.
         description: one line about the images.
     """
 
@@ -113,11 +140,15 @@ class FolderData(Data):
         splits: Mapping[str, Samples],
         num_classes: int,
         loading: _Loading,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
         workers: int = 0,
+        cache_bytes: int = 0,
         description: str = "",
     ) -> None:
         channels = len(loading.mode)
-        check_normalisation(name, loading.mean, loading.std, channels)
+        check_normalisation(name, mean, std, channels)
         self.name = name
         self.num_classes = num_classes
         self.input_shape = (channels, loading.size, loading.size)
@@ -126,6 +157,9 @@ class FolderData(Data):
         self._splits = splits
         self._loading = loading
         self._workers = workers
+        self._normalisation = Normalisation(mean, std)
+        self._cache = _Cache(cache_bytes)
+        self._evaluation: _Restartable | None = None
 
     def train_batches(
         self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
@@ -134,34 +168,115 @@ class FolderData(Data):
         order = shuffled_indices(self.sizes["train"], batch_size, seed, start_step)
         first, every = part
 
-        def keys_of(step: int, chosen: list[int]) -> list[tuple[int, int]]:
-            keys = [(index, seed_of("augment", seed, step, i)) for i, index in enumerate(chosen)]
+        def keys_of(step: int, chosen: list[int]) -> list[_Key]:
+            keys = [
+                ("train", index, seed_of("augment", seed, step, i))
+                for i, index in enumerate(chosen)
+            ]
             return keys[first::every]
 
         keys = (keys_of(step, chosen.tolist()) for step, chosen in enumerate(order, start_step))
-        return self._load("train", keys, self._loading)
+        # An endless stream of its own, beside which others are evaluated.
+        files = _Files(self._splits, self._loading)
+        return self._normalised(_Restartable(files, self._workers, keep=False).batches(keys))
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`."""
         check_split(split)
         n = self.sizes[split] if limit is None else min(limit, self.sizes[split])
-        keys = (
-            [(index, 0) for index in range(start, min(start + batch_size, n))]
-            for start in range(0, n, batch_size)
-        )
-        return self._load(split, keys, replace(self._loading, augment=False))
+        return self._normalised(self._plain(split, batch_size, n))
 
-    def _load(
-        self, split: str, keys: Iterable[list[tuple[int, int]]], loading: _Loading
-    ) -> Iterator[Batch]:
-        loader: Iterable[Batch | InputError] = torch.utils.data.DataLoader(
-            _Files(self._splits[split], loading),
-            batch_sampler=keys,
-            num_workers=self._workers,
+    def _plain(self, split: str, batch_size: int, n: int) -> Iterator[Batch]:
+        """The first n images of a split, uint8."""
+        kept = self._cache.get(split, n)
+        if kept is None:
+            keys: Iterable[list[_Key]] = (
+                [(split, index, 0) for index in range(start, min(start + batch_size, n))]
+                for start in range(0, n, batch_size)
+            )
+            if self._evaluation is None:
+                files = _Files(self._splits, replace(self._loading, augment=False))
+                self._evaluation = _Restartable(files, self._workers, keep=True)
+            yield from self._cache.filled(split, n, self._evaluation.batches(keys))
+            return
+        images, labels = kept
+        for start in range(0, n, batch_size):
+            end = min(start + batch_size, n)
+            yield images[start:end], labels[start:end]
+
+    def _normalised(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for images, labels in batches:
+            yield self._normalisation(images), labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process decodes for itself: its copy travels without images and workers.
+        return {**vars(self), "_cache": _Cache(self._cache.limit), "_evaluation": None}
+
+
+_Key = tuple[str, int, int]
+"""Split, index of the image, seed of its augmentation."""
+
+
+class _Cache:
+    """Decoded images of whole splits, within a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: dict[str, Batch] = {}
+
+    def get(self, split: str, n: int) -> Batch | None:
+        """At least the first n images, if they are here."""
+        kept = self._kept.get(split)
+        return kept if kept is not None and len(kept[1]) >= n else None
+
+    def filled(self, split: str, n: int, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they come; kept when all n images have come and fit."""
+        room = self.limit - sum(
+            images.nbytes for name, (images, _) in self._kept.items() if name != split
+        )
+        collected: list[Batch] | None = []
+        size = 0
+        for images, labels in batches:
+            size += images.nbytes
+            if size > room:
+                collected = None
+            if collected is not None:
+                collected.append((images, labels))
+            yield images, labels
+        if collected:
+            images, labels = (torch.cat(parts) for parts in zip(*collected, strict=True))
+            if len(labels) == n:
+                self._kept[split] = (images, labels)
+
+
+class _Restartable:
+    """A DataLoader that is given its keys anew, while its worker processes stay.
+
+    Args:
+        files: the files.
+        workers: processes; 0 for this one.
+        keep: whether they stay for a next time. Only one iteration at a time is possible then.
+    """
+
+    def __init__(self, files: _Files, workers: int, keep: bool) -> None:
+        self._keys: Iterable[list[_Key]] = ()
+        self._loader: Iterable[Batch | InputError] = torch.utils.data.DataLoader(
+            files,
+            batch_sampler=self,
+            num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
+            persistent_workers=keep and workers > 0,
+            prefetch_factor=_PREFETCH if workers > 0 else None,
         )
-        for batch in loader:
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        return iter(self._keys)
+
+    def batches(self, keys: Iterable[list[_Key]]) -> Iterator[Batch]:
+        """The images of the keys, a list a batch."""
+        self._keys = keys
+        for batch in self._loader:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
@@ -169,48 +284,51 @@ class FolderData(Data):
 
 @dataclass(frozen=True)
 class _Loading:
-    """How an image file becomes a normalised tensor."""
+    """How an image file becomes pixels, uint8 (C, size, size)."""
 
     mode: Mode
     size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     augment: bool
+
+    @property
+    def shorter_side(self) -> int:
+        """To which an image is resized before the centre is cropped, if it is not augmented."""
+        return round(self.size * _RESIZE_RATIO)
 
     def transform(self) -> Any:
         transforms = import_torchvision("reading images").transforms
         if self.augment:
             steps = [transforms.RandomResizedCrop(self.size), transforms.RandomHorizontalFlip()]
         else:
-            steps = [
-                transforms.Resize(round(self.size * _RESIZE_RATIO)),
-                transforms.CenterCrop(self.size),
-            ]
-        ending = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        return transforms.Compose(steps + ending)
+            steps = [transforms.Resize(self.shorter_side), transforms.CenterCrop(self.size)]
+        return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
 class _Files(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
-    """(index, seed) -> image and label; picklable for worker processes."""
+    """Key -> image and label; picklable for worker processes."""
 
-    def __init__(self, samples: Samples, loading: _Loading) -> None:
-        self.samples = samples
+    def __init__(self, splits: Mapping[str, Samples], loading: _Loading) -> None:
+        self.splits = splits
         self.loading = loading
         self._transform: Any = None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | InputError:
-        index, seed = key
+    def __getitem__(self, key: _Key) -> tuple[Tensor, int] | InputError:
+        split, index, seed = key
+        samples = self.splits[split]
         if self._transform is None:
             # Made where it is used: a worker process may have to mend torchvision's import.
             self._transform = self.loading.transform()
+        # A JPEG of a large photograph is decoded at a half, a quarter or an eighth of its size
+        # where that is still twice what it is resized to.
+        least = None if self.loading.augment else 2 * self.loading.shorter_side
         try:
-            image = _open(self.samples.paths[index]).convert(self.loading.mode)
+            image = _open(samples.paths[index], least).convert(self.loading.mode)
         except InputError as error:
             # A DataLoader would turn it into a RuntimeError with a traceback.
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._transform(image), int(self.samples.labels[index])
+            return self._transform(image), int(samples.labels[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_transform": None}
@@ -264,11 +382,13 @@ def _read_all(samples: Samples, mode: Mode, size: int | None) -> Images:
     return Images(np.stack(arrays), samples.labels)
 
 
-def _open(path: str) -> Any:
-    """The decoded image in a file."""
+def _open(path: str, least: int | None = None) -> Any:
+    """The decoded image in a file; a JPEG may be smaller, its sides ``least`` pixels or more."""
     pillow = _pillow()
     try:
         image = pillow.open(path)
+        if least is not None:
+            image.draft(None, (least, least))
         image.load()
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise InputError(

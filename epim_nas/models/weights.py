@@ -244,19 +244,50 @@ def _strip_prefixes(
 def _check_keys(
     state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
 ) -> None:
+    """Refuse names and shapes that differ, and list the first of each kind."""
     missing = [k for k in expected if k not in state and not _is_optional(k, expected)]
     unexpected = [k for k in state if k not in expected and not _is_optional(k, expected)]
+    shapes = [
+        f"{key}: {tuple(value.shape)} and not {tuple(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
     parts = [
-        f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
-        for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
-        if keys
+        f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''})"
+        for found, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (shapes, "of another shape"),
+        )
+        if found
     ]
     if parts:
         raise InputError(
             where,
-            "the tensors are not the model's: " + " and ".join(parts),
-            hint="Is it a checkpoint of this model, with the same depth and arguments?",
+            "the tensors are not the model's: " + ", ".join(parts),
+            hint=_advice(state, expected, bool(missing or unexpected)),
         )
+
+
+def _advice(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], other_names: bool
+) -> str:
+    """What is most likely wrong."""
+    if other_names:
+        return "Is it a checkpoint of this model, with the same depth and arguments?"
+    different = [key for key in state if state[key].shape != expected[key].shape]
+    first = next(key for key in expected if expected[key].ndim == 4)
+    theirs, mine = state[first].shape, expected[first].shape
+    if different == [first] and theirs[0] == mine[0] and theirs[2:] == mine[2:]:
+        names = {1: "grey images", 3: "colour images"}
+        return (
+            f"It is for {names.get(theirs[1], 'images')} ({theirs[1]} channels), and the data has "
+            f"{names.get(mine[1], 'images')} ({mine[1]}). `data.args.mode` (L or RGB) converts the "
+            "images of a folder."
+        )
+    if all(state[key].shape[1:] == expected[key].shape[1:] for key in different):
+        return "The shapes differ in the number of classes alone: is the data that of the model?"
+    return "Check the model's width and arguments, the number of classes and of input channels."
 
 
 def _is_optional(key: str, expected: Mapping[str, torch.Tensor]) -> bool:
@@ -273,13 +304,6 @@ def _check_values(
     for key, value in state.items():
         if key not in expected:
             continue
-        if value.shape != expected[key].shape:
-            raise InputError(
-                where,
-                f"`{key}` has shape {tuple(value.shape)}",
-                f"{tuple(expected[key].shape)} as in the model",
-                "Check the number of classes and of input channels.",
-            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(
                 where,

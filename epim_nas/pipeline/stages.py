@@ -107,6 +107,16 @@ def load_given_weights(setup: Setup) -> str | None:
     if model.weights is None:
         return None
     if model.weights == PRETRAINED:
+        channels = setup.data.input_shape[0]
+        if channels != 3:
+            raise InputError(
+                "model.weights",
+                f"`{PRETRAINED}` networks of libraries are for colour images; the data has "
+                f"{channels} channel{'s' * (channels != 1)}",
+                "images of 3 channels",
+                "Convert the images of a folder with data.args.mode=RGB, or give weights of your "
+                "own.",
+            )
         return f"as {model.name} comes with {model.args}"
     file = find_weights(model.weights)
     load_weights(setup.model, file)

@@ -279,3 +279,83 @@ def test_cifar_without_its_files_is_refused_and_a_tree_is_accepted(tmp_path: Pat
     make_tree(tmp_path, {"train": 4, "test": 4})
     config = DataConfig(name="cifar10", root=str(tmp_path), batch_size=4, validation_size=4)
     assert load_data(config).sizes == {"train": 8, "validation": 4, "test": 4}
+
+
+def test_evaluated_images_are_decoded_once_where_they_fit(tmp_path: Path) -> None:
+    root = textured_tree(tmp_path)
+    data = load(root, image_size=70)
+    assert isinstance(data, FolderData)
+    first = [images for images, _ in data.batches("validation", 2)]
+    for path in (root / "test").rglob("*.png"):
+        path.unlink()
+    again = [images for images, _ in data.batches("validation", 2)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    whole, _ = next(iter(data.batches("validation", 100, limit=3)))
+    assert torch.equal(whole, torch.cat(first)[:3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_cache_they_are_read_again(tmp_path: Path, workers: int) -> None:
+    root = textured_tree(tmp_path)
+    data = load(root, image_size=70, workers=workers, args={"cache_mb": 0})
+    first = [images for images, _ in data.batches("validation", 2)]
+    part = [images for images, _ in data.batches("validation", 2, limit=2)]
+    assert torch.equal(part[0], first[0])
+    again = [images for images, _ in data.batches("validation", 2)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    next(iter(data.batches("validation", 2)))  # left before its end: the workers are not stuck
+    assert len(list(data.batches("validation", 2))) == 2
+
+
+def test_images_and_workers_do_not_travel(tmp_path: Path) -> None:
+    data = load(textured_tree(tmp_path), image_size=70, workers=1)
+    images, _ = next(iter(data.batches("validation", 3)))
+    size = len(pickle.dumps(data))
+    list(data.batches("validation", 3))
+    assert len(pickle.dumps(data)) == size
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(next(iter(copy.batches("validation", 3)))[0], images)
+
+
+def test_a_cache_keeps_within_its_limit(tmp_path: Path) -> None:
+    data = load(textured_tree(tmp_path), image_size=70)
+    assert isinstance(data, FolderData)
+    data._cache.limit = 4 * 3 * 70 * 70  # three images in each split: one split fits, not two
+    for split in ("validation", "test"):
+        list(data.batches(split, 2))
+    assert list(data._cache._kept) == ["validation"]
+
+
+def test_large_photographs_are_decoded_smaller(tmp_path: Path) -> None:
+    """A JPEG four times as large as needed, decoded at half its size: nearly the same picture."""
+    y, x = np.mgrid[0:1400, 0:1800]
+    waves = [127 + 100 * np.sin(x / 90 + y / (70 + 30 * c)) for c in range(3)]
+    image = Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            image.save(tmp_path / split / name / "0.jpg", quality=95)
+    data = load(
+        tmp_path, args={"mean": [0.0] * 3, "std": [1.0] * 3}, validation_size=1, batch_size=2
+    )
+    found = next(iter(data.batches("validation", 1)))[0]
+    small = image.resize((329, 256), Image.Resampling.BILINEAR)
+    box = ((329 - 224) // 2, 16, (329 - 224) // 2 + 224, 240)
+    expected = torch.from_numpy(np.array(small.crop(box))).permute(2, 0, 1) / 255
+    assert (found[0] - expected).abs().mean() < 0.02
+
+
+def test_images_are_converted_where_asked(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": 4, "test": 4}, grey=True)
+    assert load(root).input_shape[0] == 1
+    assert load(root, args={"mode": "RGB"}).input_shape[0] == 3
+
+
+def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "train" / "a.png")
+    with pytest.raises(InputError, match=r"a\.png.*they have no labels.*one folder for each class"):
+        load(tmp_path)
+    (tmp_path / "train" / "a.png").unlink()
+    with pytest.raises(InputError, match="has 0 class folders"):
+        load(tmp_path)

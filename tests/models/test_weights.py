@@ -112,8 +112,8 @@ def changed(state, **changes):
     [
         ({"0_weight": None}, "1 missing (0.weight)"),
         ({"5_weight": torch.zeros(1)}, "1 unexpected (5.weight)"),
-        ({"0_bias": None, "9_bias": torch.zeros(4)}, "1 missing (0.bias) and 1 unexpected"),
-        ({"2_weight": torch.zeros(5, 4)}, "`2.weight` has shape (5, 4)"),
+        ({"0_bias": None, "9_bias": torch.zeros(4)}, "1 missing (0.bias), 1 unexpected"),
+        ({"2_weight": torch.zeros(5, 4)}, "1 of another shape (2.weight: (5, 4) and not (3, 4))"),
         ({"2_bias": torch.tensor([0.0, float("nan"), 0.0])}, "`2.bias` contains NaN"),
         ({"2_bias": torch.tensor([0.0, float("inf"), 0.0])}, "`2.bias` contains NaN or inf"),
     ],
@@ -199,3 +199,29 @@ def test_resnet20_takes_the_names_of_public_checkpoints(tmp_path):
     blocks = {f"layer{i}.{j}.{part}{k}" for i in (1, 2, 3) for j in (0, 1, 2)
               for part in ("conv", "bn") for k in (1, 2)}  # fmt: skip
     assert names == blocks | {"conv1", "bn1", "linear"}
+
+
+def test_the_first_differences_of_another_architecture_are_listed(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(build_model("resnet32", in_channels=3, num_classes=100), path)
+    with pytest.raises(InputError) as caught:
+        load_weights(build_model("resnet20", in_channels=3, num_classes=10), path)
+    problem = caught.value.problem
+    assert "60 unexpected (layer1.3.bn1.bias" in problem
+    assert "of another shape (linear.bias: (100,) and not (10,), linear.weight" in problem
+    assert "same depth" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "hint"),
+    [
+        (1, 10, "for colour images (3 channels), and the data has grey images (1)"),
+        (3, 7, "number of classes alone"),
+    ],
+)
+def test_the_hint_names_the_likely_cause(tmp_path, channels, classes, hint):
+    path = tmp_path / "w.safetensors"
+    save_weights(build_model("resnet20", in_channels=3, num_classes=10), path)
+    with pytest.raises(InputError) as caught:
+        load_weights(build_model("resnet20", in_channels=channels, num_classes=classes), path)
+    assert hint in caught.value.hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def drawn_losses(
     return [F.cross_entropy(logits, labels[:, k], reduction="none") for k in range(draws)], x
 
 
-def output_fisher_by_definition(name: str, index: int, seed: int, draws: int) -> float:
-    """1/2 mean over images of sum (g d)^2, with d after matching each channel's statistics."""
+def on_outputs(name: str, index: int, seed: int, draws: int, whole: bool) -> float:
+    """1/2 mean over images of sum (g d)^2 or (sum g d)^2, each channel's statistics matched."""
     supernet = make_supernet()
     layer, total = supernet.layers[name], 0.0
     for number in range(2):
@@ -77,7 +78,8 @@ def output_fisher_by_definition(name: str, index: int, seed: int, draws: int) ->
         for losses in drawn:
             for i in range(len(x)):
                 gradient = torch.autograd.grad(losses[i], kept["y"], retain_graph=True)[0][i]
-                total += float((gradient.double() * difference[i]).square().sum()) / draws
+                products = gradient.double() * difference[i]
+                total += float(products.sum() ** 2 if whole else products.square().sum()) / draws
     return total / (2 * 24)
 
 
@@ -120,7 +122,8 @@ def measured_by_definition(name: str, index: int, seed: int, draws: int) -> floa
 
 
 DEFINITIONS = {
-    "output_fisher": output_fisher_by_definition,
+    "output_fisher": partial(on_outputs, whole=False),
+    "gauss_newton": partial(on_outputs, whole=True),
     "weight_fisher": weight_fisher_by_definition,
     "measured": measured_by_definition,
 }

@@ -41,18 +41,65 @@ def output_fisher(
     matching the mean and deviation of every channel. The score that ModelOpt uses for
     quantization, without that matching.
     """
+    return _output_scores(supernet, x, draws, generator, progress, _diagonal)
+
+
+def gauss_newton(
+    supernet: Supernet,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+) -> Scores:
+    """Half of E[(sum g d)^2] over a layer's outputs: the whole matrix, not its diagonal.
+
+    Rounding errors are nearly independent of one another, and the diagonal sees them well. The
+    errors of an epitome are not: weights that share an element err together, so their effects add
+    up or cancel, which only the products between outputs know. d is matched as in
+    :func:`output_fisher`.
+    """
+    return _output_scores(supernet, x, draws, generator, progress, _whole)
+
+
+def _output_scores(
+    supernet: Supernet,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+    curvature: Callable[[tuple[Tensor, ...]], Callable[[Tensor], float]],
+) -> Scores:
     captured = captured_pass(supernet, x, draws, generator)
     scores = {}
     for number, (name, layer) in enumerate(supernet.layers.items(), start=1):
-        scores[name] = _output_scores(layer, captured.pop(name))
+        seen = captured.pop(name)
+        scores[name] = _layer_scores(layer, seen, curvature(seen.gradients))
         progress(number)
     return scores
 
 
+def _diagonal(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
+    square = gradients[0].square()
+    for gradient in gradients[1:]:
+        square += gradient.square()
+    square /= len(gradients)
+    return lambda change: float((change.square_() * square).sum(dtype=torch.float64))
+
+
+def _whole(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
+    def form(change: Tensor) -> float:
+        along = [(gradient * change).flatten(1).sum(1) for gradient in gradients]
+        return float(torch.stack(along).double().square().mean(0).sum())
+
+    return form
+
+
 @torch.no_grad()
-def _output_scores(layer: SuperLayer, seen: Captured) -> npt.NDArray[np.float64]:
+def _layer_scores(
+    layer: SuperLayer, seen: Captured, form: Callable[[Tensor], float]
+) -> npt.NDArray[np.float64]:
+    """Half of the quadratic form of what each choice changes in the output."""
     output = seen.output
-    square = _mean_square(seen.gradients)
     # Outputs are (N, C, H, W) or (N, C): the channel is dimension 1.
     axes = (0, *range(2, output.dim()))
     deviation, mean = torch.std_mean(output, axes, keepdim=True)
@@ -65,8 +112,7 @@ def _output_scores(layer: SuperLayer, seen: Captured) -> npt.NDArray[np.float64]
         if seen.normalised:
             own_deviation, own_mean = torch.std_mean(changed, axes, keepdim=True)
             changed = (changed - own_mean) * (deviation / (own_deviation + 1e-12)) + mean
-        error = (changed - output).square_()
-        scores[index] = float((error * square).sum(dtype=torch.float64)) / 2
+        scores[index] = form(changed - output) / 2
     return scores
 
 
@@ -118,10 +164,3 @@ def _weight_information(module: nn.Conv2d | nn.Linear, seen: Captured) -> Tensor
             part = slice(start, start + chunk)
             total += torch.einsum("npgo,npgk->ngok", by_position[part], rows[part]).square().sum(0)
     return (total / len(seen.gradients)).reshape(module.weight.shape)
-
-
-def _mean_square(gradients: tuple[Tensor, ...]) -> Tensor:
-    total = gradients[0].square()
-    for gradient in gradients[1:]:
-        total += gradient.square()
-    return total / len(gradients)

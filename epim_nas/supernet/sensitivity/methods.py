@@ -17,7 +17,12 @@ from torch import Tensor
 
 from epim_nas.errors import EpimError, InputError, nearest
 from epim_nas.files import atomic_path, digest
-from epim_nas.supernet.sensitivity.fisher import Scores, output_fisher, weight_fisher
+from epim_nas.supernet.sensitivity.fisher import (
+    Scores,
+    gauss_newton,
+    output_fisher,
+    weight_fisher,
+)
 from epim_nas.supernet.sensitivity.measured import measured
 from epim_nas.supernet.supernet import Supernet
 
@@ -67,12 +72,9 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            "output_fisher", "squared change of the outputs by its Fisher weight", output_fisher
-        ),
-        Method(
-            "weight_fisher", "squared change of the weights by its Fisher weight", weight_fisher
-        ),
+        Method("output_fisher", "change of the outputs in their diagonal Fisher", output_fisher),
+        Method("gauss_newton", "change of the outputs in their Gauss-Newton matrix", gauss_newton),
+        Method("weight_fisher", "change of the weights in their diagonal Fisher", weight_fisher),
         Method("measured", "KL divergence of the network with one layer replaced", measured),
     )
 }
