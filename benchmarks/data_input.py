@@ -17,6 +17,7 @@ coloured and with texture, since flat ones would be decoded too fast.
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -119,6 +120,7 @@ def main() -> None:
             ("first pass", "val", validation),
         ]
         for _ in range(arguments.rounds):
+            gc.collect()  # abandoned readers, before new worker processes inherit them
             data = fresh()
             for name, split, stream in kinds:
                 theirs = rate(peer(root, split, workers), images)

@@ -234,19 +234,19 @@ class _Cache:
         room = self.limit - sum(
             images.nbytes for name, (images, _) in self._kept.items() if name != split
         )
-        collected: list[Batch] | None = []
-        size = 0
+        collected: list[Batch] = []
+        size = count = 0
         for images, labels in batches:
-            size += images.nbytes
-            if size > room:
-                collected = None
-            if collected is not None:
+            size, count = size + images.nbytes, count + len(labels)
+            if size <= room:
                 collected.append((images, labels))
+                # Before the last batch is handed out: a reader may not ask for the end.
+                if count == n:
+                    whole, classes = (torch.cat(parts) for parts in zip(*collected, strict=True))
+                    self._kept[split] = (whole, classes)
+            else:
+                collected.clear()
             yield images, labels
-        if collected:
-            images, labels = (torch.cat(parts) for parts in zip(*collected, strict=True))
-            if len(labels) == n:
-                self._kept[split] = (images, labels)
 
 
 class _Restartable:
