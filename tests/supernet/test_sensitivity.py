@@ -121,7 +121,14 @@ def measured_by_definition(name: str, index: int, seed: int, draws: int) -> floa
     return total / 24
 
 
+def curvature_by_definition(name: str, index: int, seed: int, draws: int) -> float:
+    """The geometric mean of the diagonal and the whole form."""
+    diagonal, whole = (on_outputs(name, index, seed, draws, kind) for kind in (False, True))
+    return (diagonal * whole) ** 0.5
+
+
 DEFINITIONS = {
+    "output_curvature": curvature_by_definition,
     "output_fisher": partial(on_outputs, whole=False),
     "gauss_newton": partial(on_outputs, whole=True),
     "weight_fisher": weight_fisher_by_definition,

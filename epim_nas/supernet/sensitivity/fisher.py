@@ -22,7 +22,11 @@ from epim_nas.supernet.sensitivity.capture import Captured, captured_pass
 from epim_nas.supernet.supernet import SuperLayer, Supernet
 
 Scores = dict[str, npt.NDArray[np.float64]]
-"""Layer -> loss (nats, summed over the images of a batch) of each of its choices."""
+"""Layer -> loss (nats, summed over the images of a batch) of each of its choices; where a method
+puts several together, (several, choices)."""
+
+_Form = Callable[[Tensor], float | tuple[float, float]]
+"""What a change of a layer's output costs, summed over the images."""
 
 _MOST_ELEMENTS = 2**26
 """Elements of the largest intermediate tensor of per-image weight gradients (256 MiB)."""
@@ -61,13 +65,39 @@ def gauss_newton(
     return _output_scores(supernet, x, draws, generator, progress, _whole)
 
 
+def output_curvature(
+    supernet: Supernet,
+    x: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+) -> Scores:
+    """(2, choices): :func:`output_fisher` and :func:`gauss_newton` from one pass.
+
+    The diagonal underrates what errs together, and the whole form rests on few gradients: their
+    geometric mean (:func:`geometric_mean`) is the score.
+    """
+
+    def both(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], tuple[float, float]]:
+        whole, diagonal = _whole(gradients), _diagonal(gradients)
+        return lambda change: (diagonal(change), whole(change))
+
+    return _output_scores(supernet, x, draws, generator, progress, both)
+
+
+def geometric_mean(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(k, choices) scores -> (choices,)."""
+    mean: npt.NDArray[np.float64] = np.prod(scores, axis=0) ** (1 / len(scores))
+    return mean
+
+
 def _output_scores(
     supernet: Supernet,
     x: Tensor,
     draws: int,
     generator: torch.Generator,
     progress: Callable[[int], None],
-    curvature: Callable[[tuple[Tensor, ...]], Callable[[Tensor], float]],
+    curvature: Callable[[tuple[Tensor, ...]], _Form],
 ) -> Scores:
     captured = captured_pass(supernet, x, draws, generator)
     scores = {}
@@ -83,7 +113,7 @@ def _diagonal(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
     for gradient in gradients[1:]:
         square += gradient.square()
     square /= len(gradients)
-    return lambda change: float((change.square_() * square).sum(dtype=torch.float64))
+    return lambda change: float((change.square() * square).sum(dtype=torch.float64))
 
 
 def _whole(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
@@ -95,16 +125,14 @@ def _whole(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
 
 
 @torch.no_grad()
-def _layer_scores(
-    layer: SuperLayer, seen: Captured, form: Callable[[Tensor], float]
-) -> npt.NDArray[np.float64]:
+def _layer_scores(layer: SuperLayer, seen: Captured, form: _Form) -> npt.NDArray[np.float64]:
     """Half of the quadratic form of what each choice changes in the output."""
     output = seen.output
     # Outputs are (N, C, H, W) or (N, C): the channel is dimension 1.
     axes = (0, *range(2, output.dim()))
     deviation, mean = torch.std_mean(output, axes, keepdim=True)
     quantized: dict[int | None, Tensor] = {}
-    scores = np.empty(len(layer.choices))
+    scores = []
     for index, choice in enumerate(layer.choices):
         if choice.activation_bits not in quantized:
             quantized[choice.activation_bits] = layer.quantize_input(seen.x, index)
@@ -112,8 +140,8 @@ def _layer_scores(
         if seen.normalised:
             own_deviation, own_mean = torch.std_mean(changed, axes, keepdim=True)
             changed = (changed - own_mean) * (deviation / (own_deviation + 1e-12)) + mean
-        scores[index] = form(changed - output) / 2
-    return scores
+        scores.append(form(changed - output))
+    return np.array(scores, dtype=np.float64).T / 2
 
 
 def weight_fisher(

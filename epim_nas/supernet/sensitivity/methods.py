@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from epim_nas.files import atomic_path, digest
 from epim_nas.supernet.sensitivity.fisher import (
     Scores,
     gauss_newton,
+    geometric_mean,
+    output_curvature,
     output_fisher,
     weight_fisher,
 )
@@ -62,16 +65,24 @@ class Method:
         name: its name in the run file.
         summary: one line for people.
         scores: what it does on a batch.
+        finish: what becomes of the mean over the images.
     """
 
     name: str
     summary: str
     scores: BatchScores
+    finish: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = lambda score: score
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method(
+            "output_curvature",
+            "geometric mean of output_fisher and gauss_newton, in one pass",
+            output_curvature,
+            geometric_mean,
+        ),
         Method("output_fisher", "change of the outputs in their diagonal Fisher", output_fisher),
         Method("gauss_newton", "change of the outputs in their Gauss-Newton matrix", gauss_newton),
         Method("weight_fisher", "change of the weights in their diagonal Fisher", weight_fisher),
@@ -134,13 +145,13 @@ def measure_table(
             advance = partial(_shifted, progress, number * len(supernet.layers), total)
             scores = method.scores(supernet, x.to(device), draws, generator, advance)
             for name, score in scores.items():
-                sums[name] += score
+                sums[name] = sums[name] + score
             images += len(x)
             if checkpoint is not None:
                 _store(checkpoint, identity, sums, number + 1, images)
     finally:
         supernet.train(was_training)
-    table = {name: score / images for name, score in sums.items()}
+    table = {name: method.finish(score / images) for name, score in sums.items()}
     for name, score in table.items():
         if not np.isfinite(score).all():
             raise EpimError(f"sensitivity of layer {name} is not finite; check the weights")
