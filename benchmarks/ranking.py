@@ -27,6 +27,7 @@ from subjects import NETWORKS, Source
 from epim_nas.study.knapsack import Knapsack
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.sandwich import Sandwich
+from epim_nas.study.score import expected_rank
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
@@ -146,14 +147,26 @@ def report(lab: Lab, records: Records, steps: int, arounds: Sequence[str]) -> No
         "recalibrated accuracy": [record["before_accuracy"] for record in records.rows],
         "recalibrated loss": [-record["before_loss"] for record in records.rows],
     }
+    additive = [-score for score in scores[f"table {lab.setup.config.sensitivity.method}"]]
+
+    def ranks(losses: list[float]) -> list[float]:
+        return [
+            expected_rank({"sensitivity": s, "loss": loss})
+            for s, loss in zip(additive, losses, strict=True)
+        ]
+
+    scores["expected rank, recalibrated"] = ranks([r["before_loss"] for r in records.rows])
     for around in arounds:
         found = measured(lab, shared(lab, steps, around), rows)
         scores[f"supernet {around} accuracy"] = [score.accuracy for score in found]
         scores[f"supernet {around} loss"] = [-score.loss for score in found]
+        scores[f"expected rank, supernet {around}"] = ranks([score.loss for score in found])
     scores["validation accuracy after training"] = [r["validation_accuracy"] for r in records.rows]
     print(f"\n{'':36} {'before: Spearman Kendall':>26} {'after: Spearman Kendall':>26}")
     for kind in (ACROSS, FIXED):
         picked = [n for n, record in enumerate(records.rows) if record["set"] == kind]
+        if len(picked) < 3:
+            continue
         print(f"{len(picked)} designs, {kind}")
         for name, values in scores.items():
             cells = [
@@ -172,6 +185,7 @@ def main() -> None:
     parser.add_argument("--fixed", type=int, default=20, help="designs at one budget")
     parser.add_argument("--steps", type=int, default=150, help="of a fine-tuning")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--report", action="store_true", help="only on what is in the cache")
     parser.add_argument("--supernet-steps", type=int, default=200)
     parser.add_argument("--around", nargs="*", default=["front", "uniform"])
     parser.add_argument("--chip", default="xbar_64")
@@ -182,7 +196,8 @@ def main() -> None:
     recipe = TrainConfig(arguments.steps, 128, lr=arguments.lr, warmup=0.05, distillation=0.5)
     lab = Lab(source, arguments.network, arguments.chip, space, recipe)
     records = Records(source.cache / f"ranking-{arguments.network}.jsonl")
-    fine_tuned(lab, records, arguments.across, arguments.fixed)
+    if not arguments.report:
+        fine_tuned(lab, records, arguments.across, arguments.fixed)
     report(lab, records, arguments.supernet_steps, arguments.around)
 
 

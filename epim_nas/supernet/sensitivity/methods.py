@@ -106,7 +106,7 @@ def find_method(name: str, field: str = "sensitivity.method") -> Method:
 def measure_table(
     supernet: Supernet,
     batches: Sequence[tuple[Tensor, Tensor]],
-    method: Method = METHODS["output_fisher"],
+    method: Method = METHODS["output_curvature"],
     *,
     draws: int = 1,
     device: torch.device,
