@@ -3,15 +3,16 @@
 At several budgets, given as crossbar compression against the dense 32-bit network, the best design
 that each method finds is fine-tuned by one recipe with several seeds:
 
-    searched  the design that a search under the budget selects
+    searched  designs at and around the exact optimum of the additive score, scored on the
+              untrained supernet
     bits      the exact optimum over bit-widths alone, every layer dense
     uniform   one relative epitome shape and one bit-width for all layers
     pruned    structured channel pruning to the same crossbars, one bit-width
     random    random designs of the space, repaired into the budget
 
-`uniform`, `pruned` and `random` get a selection too: their best candidates by recalibrated
-validation loss are trained briefly and the best by validation accuracy goes on. Validation images
-choose, test images are only reported. Everything a budget compares is measured in one run.
+Where a method has several candidates, the best by recalibrated validation loss (of the search, by
+expected rank) are trained briefly, and the best of them by validation accuracy goes on. Validation
+images choose, test images are only reported. Everything a budget compares is measured in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--images FOLDER --weights FILE] [--cache DIR]
 """
@@ -19,6 +20,7 @@ choose, test images are only reported. Everything a budget compares is measured 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +45,17 @@ from epim_nas.pipeline.single import quantized_network
 from epim_nas.space.config import load_space_config
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.knapsack import Infeasible, Knapsack
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.samplers import mutate
+from epim_nas.study.score import expected_rank
 from epim_nas.supernet.training import TrainConfig
 
 RATIOS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.1875, 0.125)
 """Parts of the channels that pruning may keep."""
 CANDIDATES, TRIAL_STEPS = 5, 25
 """How many candidates of a method are tried briefly, and for how long."""
+TRIALS = 24
+"""Designs that the search scores with shared weights."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +106,44 @@ class Study:
         return found
 
     def _searched(self, budget: int, seed: int) -> list[Candidate]:
-        problem = self.lab.problem(budget)
-        row = Knapsack(problem.sensitivity, problem.crossbars, budget).solve().row
-        return [self._of_row("least sensitivity", row)]
+        """What a search does, in small: the exact optimum and designs around it on the supernet.
+
+        The most promising by what is expected of them after training come first.
+        """
+        problem, rng = self.lab.problem(budget), np.random.default_rng([7, budget])
+        best = Knapsack(problem.sensitivity, problem.crossbars, budget).solve().row
+        rows = {best: None}
+        with contextlib.suppress(Infeasible):
+            rows[self._bits_row(problem)] = None
+        starts = list(rows)
+        for _ in range(20 * TRIALS):
+            if len(rows) == TRIALS:
+                break
+            start = starts[int(rng.integers(len(starts)))]
+            changed = mutate(start, problem, rng, int(rng.integers(1, 4)))
+            rows[problem.repair(changed)] = None
+        expected = {}
+        for row in rows:
+            with self.lab.supernet.frozen(row):
+                loss = self.lab.measure(self.lab.supernet).loss
+            additive = problem.total(problem.sensitivity, row)
+            expected[row] = expected_rank({"sensitivity": additive, "loss": loss})
+        hopeful = sorted(rows, key=lambda row: -expected[row])[:CANDIDATES]
+        return [self._of_row("around the exact optimum", row) for row in hopeful]
 
     def _bits(self, budget: int, seed: int) -> list[Candidate]:
         """The exact optimum over the choices without an epitome."""
-        problem = self.lab.problem(budget)
+        return [self._of_row("bits only", self._bits_row(self.lab.problem(budget)))]
+
+    def _bits_row(self, problem: SearchProblem) -> Row:
         dense = [
             np.flatnonzero([all(choice.shape is None for choice in row) for row in group.choices])
             for group in problem.space.groups
         ]
         losses = [loss[kept] for loss, kept in zip(problem.sensitivity, dense, strict=True)]
         weights = [weight[kept] for weight, kept in zip(problem.crossbars, dense, strict=True)]
-        row = Knapsack(losses, weights, budget).solve().row
-        picked = tuple(int(kept[index]) for kept, index in zip(dense, row, strict=True))
-        return [self._of_row("bits only", picked)]
+        row = Knapsack(losses, weights, problem.budget).solve().row
+        return tuple(int(kept[index]) for kept, index in zip(dense, row, strict=True))
 
     def _random(self, budget: int, seed: int) -> list[Candidate]:
         """Random rows; a random layer at a time is made smaller until the row fits."""
@@ -240,8 +269,10 @@ def selected(lab: Lab, candidates: Sequence[Candidate], seed: int) -> Candidate:
     """The candidate that a brief training likes best on the validation images."""
     if len(candidates) == 1:
         return candidates[0]
-    losses = [lab.measure(candidate.network()).loss for candidate in candidates]
-    hopeful = [candidates[i] for i in np.argsort(losses)[:CANDIDATES]]
+    hopeful = list(candidates)
+    if len(candidates) > CANDIDATES:
+        losses = [lab.measure(candidate.network()).loss for candidate in candidates]
+        hopeful = [candidates[i] for i in np.argsort(losses)[:CANDIDATES]]
     trials = [lab.tune(c.network(), seed, TRIAL_STEPS).after.accuracy for c in hopeful]
     return hopeful[int(np.argmax(trials))]
 

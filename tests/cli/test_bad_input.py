@@ -89,6 +89,15 @@ class Place:
         save_file(state, self.path / "weights.safetensors")
         return self.search(f"model.weights={self.path / 'weights.safetensors'}")
 
+    def images(self, *names: str) -> list[object]:
+        """A search on a folder with such image files."""
+        root = self.path / "images"
+        root.mkdir()
+        for name in names:
+            (root / name).parent.mkdir(parents=True)
+            (root / name).write_bytes(b"")
+        return self.search(data={"name": "imagefolder", "root": str(root)})
+
     def of_model(self, *shape: int) -> list[object]:
         """A search from a checkpoint of another network."""
         save_weights(tiny_net(*shape), self.path / "weights.safetensors")
@@ -141,6 +150,15 @@ CASES: list[Case] = [
     ("no trials", lambda p: p.search("search.trials=0"), ("search.trials", "`0`", "1")),
     ("negative seed", lambda p: p.search("seed=-1"), ("seed", "-1", "0")),
     ("lr too large", lambda p: p.search("baseline.lr=50"), ("baseline.lr", "50", "10")),
+    (
+        "sensitivity method",
+        lambda p: p.search("sensitivity.method=fisher"),
+        ("sensitivity.method", "`fisher`", "output_fisher"),
+    ),
+    ("a folder to reuse", lambda p: p.search("reuse=nowhere"), ("reuse", "not a run folder")),
+    ("an empty folder", lambda p: p.images(), ("data.root", "no folder `train`")),
+    ("no labels", lambda p: p.images("train/a.png"), ("data.root", "no labels", "class")),
+    ("one class", lambda p: p.images("train/a/a.png"), ("data.root", "1 class folder", "2")),
     ("lr is NaN", lambda p: p.search("baseline.lr=.nan"), ("baseline.lr", "finite")),
     (
         "granularity",
@@ -217,7 +235,11 @@ CASES: list[Case] = [
     ("NaN in weights", lambda p: p.weights(**{"fc.bias": NAN}), ("fc.bias", "NaN", "finite")),
     ("infinite weights", lambda p: p.weights(**{"fc.bias": INFINITE}), ("fc.",)),
     ("other classes", lambda p: p.of_model(1, 7), ("model.weights", "(7,)", "(10,)", "classes")),
-    ("grey images", lambda p: p.of_model(3), ("model.weights", "stem.weight", "input channels")),
+    (
+        "grey images",
+        lambda p: p.of_model(3),
+        ("model.weights", "stem.weight", "grey images (1)", "data.args.mode"),
+    ),
     ("other width", lambda p: p.of_model(1, 10, 8), ("model.weights", "shape")),
     (
         "other architecture",
@@ -376,6 +398,23 @@ CASES: list[Case] = [
     ("no weights", lambda p: p.on_design("evaluate", "--weights", "no.pt"), ("--weights", "no.pt")),
     ("epochs", lambda p: p.on_design("finetune", "--epochs", 0), ("--epochs", "1")),
     ("rate", lambda p: p.on_design("finetune", "--lr", 0), ("--lr", "0")),
+    ("rate in words", lambda p: p.on_design("finetune", "--lr", "fast"), ("--lr", "fast", "auto")),
+    ("average", lambda p: p.on_design("finetune", "--ema", 1.5), ("--ema", "1.5", "less than 1")),
+    ("start", lambda p: p.on_design("finetune", "--weights", "no.st"), ("--weights", "no.st")),
+    ("workers", lambda p: p.on_design("finetune", "--workers", 0), ("--workers", "1")),
+    (
+        "export of another network's weights",
+        lambda p: p.on_run(
+            "export",
+            "--out",
+            p.path / "out",
+            "--to",
+            "weights",
+            "--weights",
+            p.stored / "checkpoints" / "baseline.safetensors",
+        ),
+        ("--weights", "no such tensor", "epitome"),
+    ),
     (
         "design of another network",
         lambda p: ["evaluate", p.stored / "best.yaml", "--run", "demo"],
