@@ -3,9 +3,9 @@
 Two sets of designs: some across budgets (half of them random, half near the exact front of the
 additive score), and some that all have one budget (near the front, further and further from it).
 Every design is fine-tuned on its own from the same start by one recipe. Printed for each score:
-Spearman's and Kendall's correlation with the recalibrated accuracy before training and with the
-test accuracy after it. The last line says how well the validation accuracy of the very same trained
-networks ranks them by their test accuracy: no score can be expected to do better.
+Spearman's and Kendall's correlation with the recalibrated accuracy before training, and with test
+accuracy and test loss after it. The last line says how well the validation accuracy of the very
+same trained networks ranks them: no score can be expected to do better.
 
     OMP_NUM_THREADS=1 python benchmarks/ranking.py [--images FOLDER --weights FILE] [--cache DIR]
 """
@@ -162,7 +162,12 @@ def report(lab: Lab, records: Records, steps: int, arounds: Sequence[str]) -> No
         scores[f"supernet {around} loss"] = [-score.loss for score in found]
         scores[f"expected rank, supernet {around}"] = ranks([score.loss for score in found])
     scores["validation accuracy after training"] = [r["validation_accuracy"] for r in records.rows]
-    print(f"\n{'':36} {'before: Spearman Kendall':>26} {'after: Spearman Kendall':>26}")
+    truths = {
+        "recalibrated": [record["before_accuracy"] for record in records.rows],
+        "trained, accuracy": [record["test_accuracy"] for record in records.rows],
+        "trained, loss": [-record["test_loss"] for record in records.rows],
+    }
+    print(f"\n{'Spearman, Kendall against':36} " + " ".join(f"{name:>18}" for name in truths))
     for kind in (ACROSS, FIXED):
         picked = [n for n, record in enumerate(records.rows) if record["set"] == kind]
         if len(picked) < 3:
@@ -170,10 +175,10 @@ def report(lab: Lab, records: Records, steps: int, arounds: Sequence[str]) -> No
         print(f"{len(picked)} designs, {kind}")
         for name, values in scores.items():
             cells = [
-                correlation([values[n] for n in picked], [records.rows[n][key] for n in picked])
-                for key in ("before_accuracy", "test_accuracy")
+                correlation([values[n] for n in picked], [truth[n] for n in picked])
+                for truth in truths.values()
             ]
-            print(f"  {name:34} {cells[0]:>26} {cells[1]:>26}", flush=True)
+            print(f"  {name:34} " + " ".join(f"{cell:>18}" for cell in cells), flush=True)
 
 
 def main() -> None:
