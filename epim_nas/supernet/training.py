@@ -161,16 +161,15 @@ def train(
             if teacher is not None and config.distillation > 0:
                 with evaluation_mode(teacher), torch.no_grad(), autocast(device, precision):
                     target = teacher(images)
-            switches = list(variants(state.step)) if variants is not None else [None]
+            switches = list(variants(state.step)) if variants is not None else [_keep]
             value = 0.0
             for switch in switches:
-                if switch is not None:
-                    switch()
+                switch()
                 for part in _parts(len(images), config.accumulation):
-                    share = (part.stop - part.start) / len(images) / len(switches)
+                    share = (part.stop - part.start) / (len(images) * len(switches))
                     soft = None if target is None else target[part]
                     with autocast(device, precision):
-                        loss = _loss(model, images[part], labels[part], soft, data, config) * share
+                        loss = share * _loss(model, images[part], labels[part], soft, data, config)
                     value += loss.item()
                     if math.isfinite(value):
                         loss.backward()
@@ -197,10 +196,8 @@ def train(
                 with evaluation_mode(model), evaluation_mode(network):
                     state.measured.append((state.step, measure(network)))
             halt = not finished and stop is not None and stop()
-            save = checkpoint is not None and (
-                finished or halt or state.step % checkpoint_every == 0
-            )
-            if (save or finished) and not _is_finite(model):
+            save = finished or halt or state.step % checkpoint_every == 0
+            if save and not _is_finite(model):
                 # No later loss has looked at these weights, and a checkpoint must not keep them.
                 model.load_state_dict(good[1])
                 raise NonFiniteLoss(state.step, math.nan, good[0], rate)
@@ -217,6 +214,10 @@ def train(
         finished,
         tuple(state.measured),
     )
+
+
+def _keep() -> None:
+    """The only variant of a network that shares nothing."""
 
 
 def _parts(images: int, count: int) -> list[slice]:
