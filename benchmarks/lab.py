@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,11 +108,11 @@ class Lab:
         table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
         return self.space.group_sums(table)
 
-    def tables(self) -> dict[str, list[np.ndarray]]:
-        """The additive score by every method, per group."""
+    def tables(self, methods: Sequence[str] = tuple(METHODS)) -> dict[str, list[np.ndarray]]:
+        """The additive score by several methods, per group."""
         settings = self.setup.config.sensitivity
         found = {}
-        for name in METHODS:
+        for name in methods:
             chosen = settings.model_copy(update={"method": name})
             config = self.setup.config.model_copy(update={"sensitivity": chosen})
             setup = replace(self.setup, config=config)

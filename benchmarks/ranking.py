@@ -29,6 +29,7 @@ from epim_nas.study.problem import SearchProblem
 from epim_nas.study.sandwich import Sandwich
 from epim_nas.study.score import expected_rank
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
 
@@ -133,7 +134,9 @@ def correlation(score: Sequence[float], truth: Sequence[float]) -> str:
     return f"{spearmanr(score, truth).statistic:6.3f} {kendalltau(score, truth).statistic:6.3f}"
 
 
-def report(lab: Lab, records: Records, steps: int, arounds: Sequence[str]) -> None:
+def report(
+    lab: Lab, records: Records, steps: int, arounds: Sequence[str], methods: Sequence[str]
+) -> None:
     """Print the correlations."""
     rows = [record["row"] for record in records.rows]
     scores: dict[str, list[float]] = {
@@ -142,7 +145,7 @@ def report(lab: Lab, records: Records, steps: int, arounds: Sequence[str]) -> No
             f"table {method}": [
                 -sum(score[i] for score, i in zip(table, row, strict=True)) for row in rows
             ]
-            for method, table in lab.tables().items()
+            for method, table in lab.tables(methods).items()
         },
         "recalibrated accuracy": [record["before_accuracy"] for record in records.rows],
         "recalibrated loss": [-record["before_loss"] for record in records.rows],
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only on what is in the cache")
     parser.add_argument("--supernet-steps", type=int, default=200)
     parser.add_argument("--around", nargs="*", default=["front", "uniform"])
+    parser.add_argument("--tables", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--chip", default="xbar_64")
     parser.add_argument("--space", help="search space; by default narrow for ResNet-20, else wide")
     arguments = parser.parse_args()
@@ -203,7 +207,7 @@ def main() -> None:
     records = Records(source.cache / f"ranking-{arguments.network}.jsonl")
     if not arguments.report:
         fine_tuned(lab, records, arguments.across, arguments.fixed)
-    report(lab, records, arguments.supernet_steps, arguments.around)
+    report(lab, records, arguments.supernet_steps, arguments.around, arguments.tables)
 
 
 if __name__ == "__main__":
