@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -64,6 +65,32 @@ def make_folder(path: str | Path, field: str) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(field, f"`{path}` cannot be written", "a folder that can be written")
     return path
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder while the block runs; the lock ends with the process, however it ends.
+
+    Args:
+        folder: the folder; it has to exist.
+        what: what runs in it, for the message.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                str(folder),
+                f"another {what} is running in this folder",
+                hint="Wait for it, or use another --out folder.",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

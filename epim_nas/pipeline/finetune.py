@@ -15,7 +15,7 @@ from torch import nn
 
 from epim_nas.epitome.design import load_design
 from epim_nas.errors import InputError, InterruptedRun
-from epim_nas.files import digest, file_digest, load_json, make_folder, write_json
+from epim_nas.files import digest, file_digest, load_json, locked, make_folder, write_json
 from epim_nas.models.weights import save_weights
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
 from epim_nas.pipeline.progress import Reporter
@@ -87,19 +87,25 @@ def finetune_design(
     name = design_file.stem
     folder = make_folder(out if out is not None else Path("finetuned") / name, "--out").resolve()
     job = Job(config, path.parent.resolve(), design, folder)
-    finished = _adopt(job, weights, workers)
-    if finished is not None:
-        log.info("%s was finished before: nothing to do", folder)
-        return finished
-    reporter = reporter or Reporter()
-    setup = load_trained(job.config, job.run_folder, job.design, str(design_file))
+    with locked(folder, "fine-tuning"):
+        finished = _adopt(job, weights, workers)
+        if finished is not None:
+            log.info("%s was finished before: nothing to do", folder)
+            return finished
+        return _run(job, str(design_file), weights, workers, reporter or Reporter())
+
+
+def _run(
+    job: Job, design_file: str, weights: Path | None, workers: int, reporter: Reporter
+) -> dict[str, Any]:
+    setup = load_trained(job.config, job.run_folder, job.design, design_file)
     training, start = _prepare(job, setup, weights, reporter)
     log.info(
         "top-1 %.2f %% before training, damage %.3g nats, learning rate %.3g%s, %d steps",
         100 * start.before,
         start.damage,
         start.learning_rate,
-        " (follows the damage)" if config.finetune.lr == "auto" else "",
+        " (follows the damage)" if job.config.finetune.lr == "auto" else "",
         training.steps,
     )
     if workers > 1:
@@ -114,8 +120,8 @@ def finetune_design(
         )  # fmt: skip
     if not result.finished:
         raise InterruptedRun(
-            f"interrupted at step {result.steps} of {training.steps}, which is saved in {folder}. "
-            "Type the same command to go on."
+            f"interrupted at step {result.steps} of {training.steps}; the training is saved in "
+            f"{job.folder}. Type the same command to go on."
         )
     return _conclude(job, setup, model, start, result)
 
@@ -147,7 +153,8 @@ def _adopt(job: Job, weights: Path | None, workers: int) -> dict[str, Any] | Non
             mode="json", include={"seed", "model", "data", "quantization", "projection", "finetune"}
         ),
     }
-    if file.exists():
+    # A folder in which nothing was computed yet, because of a mistake, belongs to nobody.
+    if file.exists() and (result.exists() or job.start_record.exists()):
         stored = load_json(file, _DAMAGED)
         different = sorted(key for key in settings if stored.get(key) != settings[key])
         if different:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from epim_nas.errors import InputError
-from epim_nas.files import dump_yaml, load_yaml, make_folder, write_json, write_text
+from epim_nas.files import dump_yaml, load_yaml, locked, make_folder, write_json, write_text
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.schema import validate
 
@@ -190,19 +188,8 @@ class RunFolder:
             InputError: another process holds it, or the folder cannot be written.
         """
         make_folder(self.path, "--out")
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    str(self.path),
-                    "another search is running in this folder",
-                    hint="Wait for it, or use another --out folder.",
-                ) from None
+        with locked(self.path, "search"):
             yield
-        finally:
-            os.close(descriptor)
 
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Add the seconds that a stage took, over all resumed parts."""

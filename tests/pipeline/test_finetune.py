@@ -46,7 +46,7 @@ def test_the_folder_holds_epitomes_curves_and_the_design(finished: Path, tuned: 
     assert [step for step, _ in result["validation_curve"]] == [10, 20, 30]
     names = read_state(tuned / "epitomes.safetensors")
     assert any(name.endswith(".epitome") for name in names)
-    assert {path.name for path in tuned.iterdir()} == {
+    assert {path.name for path in tuned.iterdir()} - {".lock"} == {
         "design.yaml", "epitomes.safetensors", "result.json", "settings.json", "tensorboard",
     }  # fmt: skip
     events = EventAccumulator(str(tuned / "tensorboard")).Reload()
@@ -110,6 +110,14 @@ def test_weights_of_another_design_are_refused(finished: Path, tmp_path: Path) -
         tune(finished, tmp_path / "out", weights=weights)
     with pytest.raises(InputError, match=r"--weights: .*is not a file"):
         tune(finished, tmp_path / "out2", weights=tmp_path / "none.safetensors")
+
+
+def test_a_mistake_does_not_claim_the_folder(finished: Path, tuned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="--weights"):
+        tune(finished, out, weights=finished / "checkpoints" / "baseline.safetensors")
+    weights = tuned / "epitomes.safetensors"
+    assert tune(finished, out, "finetune.epochs=1", weights=weights)["weights"].startswith(str(out))
 
 
 def test_a_worse_network_is_not_kept(
