@@ -197,7 +197,7 @@ class SensitivityConfig(Strict):
         draws: labels that the Fisher methods draw for every image.
     """
 
-    method: str = "output_curvature"
+    method: str = "output_fisher"
     images: Positive = 256
     batch_size: Positive = 128
     draws: Positive = 1

@@ -77,14 +77,14 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method("output_fisher", "change of the outputs in their diagonal Fisher", output_fisher),
+        Method("gauss_newton", "change of the outputs in their Gauss-Newton matrix", gauss_newton),
         Method(
             "output_curvature",
             "geometric mean of output_fisher and gauss_newton, in one pass",
             output_curvature,
             geometric_mean,
         ),
-        Method("output_fisher", "change of the outputs in their diagonal Fisher", output_fisher),
-        Method("gauss_newton", "change of the outputs in their Gauss-Newton matrix", gauss_newton),
         Method("weight_fisher", "change of the weights in their diagonal Fisher", weight_fisher),
         Method("measured", "KL divergence of the network with one layer replaced", measured),
     )
@@ -106,7 +106,7 @@ def find_method(name: str, field: str = "sensitivity.method") -> Method:
 def measure_table(
     supernet: Supernet,
     batches: Sequence[tuple[Tensor, Tensor]],
-    method: Method = METHODS["output_curvature"],
+    method: Method = METHODS["output_fisher"],
     *,
     draws: int = 1,
     device: torch.device,
