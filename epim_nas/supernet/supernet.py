@@ -7,7 +7,6 @@ pretrained network under each design, and a training step of one design moves al
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Choice
 from epim_nas.epitome.functional import epitome_conv2d, epitome_linear
 from epim_nas.epitome.layers import _EpitomeLayer
-from epim_nas.epitome.output_projection import project_outputs
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import (
     ActivationQuantizer,
@@ -34,11 +32,9 @@ from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
 from epim_nas.supernet.alignments import align_plans
+from epim_nas.supernet.starts import output_offsets
 
 _DEFAULT_QUANTIZATION = Quantization()
-_SOLVER_STEPS = 20
-"""Steps of the projection onto outputs. All designs of a ResNet-20 that were tried had the accuracy
-of 100 steps after 10 to 20, and a space has hundreds of plans."""
 
 
 class SuperLayer(nn.Module):
@@ -51,9 +47,8 @@ class SuperLayer(nn.Module):
         quantization: how weights and inputs are quantized. The weights' steps follow the rule
             even where they are to be learned: a step of its own for every choice would be trained
             by the few steps that select it.
-        covariance: (groups, n, n) of the layer's inputs, n = I/groups * Kh * Kw: the choices start
-            from the projection onto the layer's outputs. Without it, onto its weight.
-        progress: called with how many choices were projected onto outputs since the last call.
+        offsets: plan -> what is added to the projection of the weight
+            (:func:`~epim_nas.supernet.starts.output_offsets`); nothing by default.
 
     Attributes:
         dense: the layer with the shared dense weight.
@@ -70,8 +65,7 @@ class SuperLayer(nn.Module):
         choices: Sequence[Choice],
         plans: Sequence[SamplingPlan],
         quantization: Quantization | QuantizationRule = _DEFAULT_QUANTIZATION,
-        covariance: Tensor | None = None,
-        progress: Callable[[int], None] = lambda count: None,
+        offsets: Mapping[SamplingPlan, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.dense = dense
@@ -88,19 +82,7 @@ class SuperLayer(nn.Module):
             {str(b): ActivationQuantizer(b, self._options[0]) for b in bits}
         )
         self._offset_of: dict[SamplingPlan, str] = {}
-        if covariance is not None:
-            self._start_from_outputs(covariance, progress)
-
-    @torch.no_grad()
-    def _start_from_outputs(self, covariance: Tensor, progress: Callable[[int], None]) -> None:
-        """Keep, for every plan, what the projection onto outputs adds to that onto the weight."""
-        for plan, count in Counter(self.plans).items():
-            progress(count)
-            if plan.is_identity:
-                continue
-            weight = self.dense.weight.reshape(plan.conv_shape)
-            start = project_outputs(weight, plan, covariance, steps=_SOLVER_STEPS)
-            offset = start - project(weight, plan)
+        for plan, offset in (offsets or {}).items():
             # Not in the state: it follows from the float network, as the plans do.
             self._offset_of[plan] = f"offset_{len(self._offset_of)}"
             self.register_buffer(self._offset_of[plan], offset, persistent=False)
@@ -154,8 +136,8 @@ class Supernet(nn.Module):
         covariances: layer -> covariance of its inputs in the float network
             (:func:`~epim_nas.epitome.statistics.input_covariances`): its choices start from the
             projection onto the layer's outputs.
-        alignments: folder in which the orders of finished layers are kept, so that an interrupted
-            search for them goes on.
+        alignments: folder in which the orders and starts of finished layers are kept, so that an
+            interrupted search for them goes on.
         progress: called with how many choices are done; those that are aligned and then projected
             onto outputs count twice.
 
@@ -198,8 +180,14 @@ class Supernet(nn.Module):
                         file=None if alignments is None else alignments / f"{name}.npz",
                         progress=advance,
                     )  # fmt: skip
-                covariance = (covariances or {}).get(name)
-                layer = SuperLayer(module, choices, plans, quantization, covariance, advance)
+                offsets = None
+                if covariances is not None and name in covariances:
+                    offsets = output_offsets(
+                        module.weight, plans, covariances[name],
+                        file=None if alignments is None else alignments / f"{name}.start.npz",
+                        progress=advance,
+                    )  # fmt: skip
+                layer = SuperLayer(module, choices, plans, quantization, offsets)
             except InputError as error:
                 raise InputError(
                     f"layer {name}: {error.field}", error.problem, error.allowed, error.hint

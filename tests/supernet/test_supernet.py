@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,3 +202,32 @@ def test_a_frozen_design_computes_the_same_and_is_let_go(
             layer.dense.weight.mul_(2)
     with supernet.selected(row):
         assert not torch.allclose(supernet(images), expected), "nothing is held any more"
+
+
+def test_starts_are_kept_for_the_same_network_and_images(
+    images: torch.Tensor, covariances: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model, network, space = tiny()
+    expected = Supernet(model, network, space, covariances=covariances, alignments=tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"conv2.start.npz", "conv3.start.npz"}
+    marked = {name: (tmp_path / name).stat().st_mtime_ns for name in files}
+    done: list[int] = []
+    again = Supernet(
+        model, network, space, covariances=covariances, alignments=tmp_path, progress=done.append
+    )
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in files} == marked
+    assert done[-1] == sum(len(again.layers[name].choices) for name in covariances)
+    for name in covariances:
+        for index in range(len(again.layers[name].choices)):
+            torch.testing.assert_close(
+                again.layers[name].unquantized(index), expected.layers[name].unquantized(index)
+            )
+    # Other images, other weights, or a damaged file: solved again.
+    other = {name: covariance + torch.eye(72) for name, covariance in covariances.items()}
+    changed = Supernet(model, network, space, covariances=other, alignments=tmp_path)
+    fresh = Supernet(model, network, space, covariances=other)
+    assert torch.equal(changed.layers["conv2"].unquantized(2), fresh.layers["conv2"].unquantized(2))
+    (tmp_path / "conv2.start.npz").write_bytes(b"damaged")
+    mended = Supernet(model, network, space, covariances=other, alignments=tmp_path)
+    assert torch.equal(mended.layers["conv2"].unquantized(2), fresh.layers["conv2"].unquantized(2))
