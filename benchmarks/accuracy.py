@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,17 @@ class Candidate:
         text: what it is, in words.
         setup: the run of its dense network.
         design: how that network is quantized and shrunk.
+        start: the projected and calibrated network; made once.
     """
 
     text: str
     setup: Setup
     design: Design
+    start: Callable[[], nn.Module]
+
+    @cached_property
+    def _start(self) -> nn.Module:
+        return self.start()
 
     @cached_property
     def crossbars(self) -> int:
@@ -78,8 +85,8 @@ class Candidate:
         return int(self.setup.metrics(self.design)["crossbars"])
 
     def network(self) -> nn.Module:
-        """The projected and calibrated network, ready to be fine-tuned."""
-        return quantized_network(self.setup, self.design, None, Reporter())
+        """A network of its own, ready to be fine-tuned."""
+        return copy.deepcopy(self._start)
 
 
 class Study:
@@ -172,7 +179,7 @@ class Study:
                 )
                 for name, options in self._choices.items()
             }
-            candidate = Candidate(str(kind), self.lab.setup, self._design(choices))
+            candidate = self._of_design(str(kind), self.lab.setup, choices)
             if candidate.crossbars <= budget:
                 merit = (
                     kind.out * kind.into * (kind.growth + 3) ** 2,
@@ -197,7 +204,7 @@ class Study:
             for width in bits:
                 choices = {name: self._dense(name, width) for name in self._choices}
                 text = f"{stream:g} of the streams, {inner:g} of the blocks, {width} bits"
-                candidate = Candidate(text, setup, self._design(choices))
+                candidate = self._of_design(text, setup, choices)
                 if candidate.crossbars <= budget:
                     fitting.append(((stream, inner, width), candidate))
         return _not_dominated(fitting)
@@ -210,11 +217,15 @@ class Study:
             return max(dense, key=lambda c: (c.weight_bits or 32, c.activation_bits or 32))
         return min(enough, key=lambda c: (c.weight_bits or 32, -(c.activation_bits or 32)))
 
-    def _design(self, choices: dict[str, Choice]) -> Design:
-        return Design(self.lab.setup.network.name, choices)
+    def _of_design(self, text: str, setup: Setup, choices: dict[str, Choice]) -> Candidate:
+        design = Design(setup.network.name, choices)
+        return Candidate(
+            text, setup, design, partial(quantized_network, setup, design, None, Reporter())
+        )
 
     def _of_row(self, text: str, row: Row) -> Candidate:
-        return Candidate(text, self.lab.setup, self.lab.space.design(row))
+        start = partial(self.lab.supernet.extract, row)
+        return Candidate(text, self.lab.setup, self.lab.space.design(row), start)
 
 
 @dataclass(frozen=True)
