@@ -181,11 +181,9 @@ class Study:
             }
             candidate = self._of_design(str(kind), self.lab.setup, choices)
             if candidate.crossbars <= budget:
-                merit = (
-                    kind.out * kind.into * (kind.growth + 3) ** 2,
-                    kind.weight_bits,
-                    -kind.wrap,
-                )
+                size = kind.out * kind.into * (kind.growth + 3) ** 2
+                # Of the same size and bits, finer patches fit better, and wrapped ones worse.
+                merit = (size, kind.weight_bits, -kind.wrap, -kind.patch)
                 fitting.append((tuple(float(value) for value in merit), candidate))
         return _not_dominated(fitting)
 
