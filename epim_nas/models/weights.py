@@ -285,7 +285,11 @@ def _advice(
             f"{names.get(mine[1], 'images')} ({mine[1]}). `data.args.mode` (L or RGB) converts the "
             "images of a folder."
         )
-    if all(state[key].shape[1:] == expected[key].shape[1:] for key in different):
+    last = list(expected)[-1].rpartition(".")[0]
+    if all(
+        key.rpartition(".")[0] == last and state[key].shape[1:] == expected[key].shape[1:]
+        for key in different
+    ):
         return "The shapes differ in the number of classes alone: is the data that of the model?"
     return "Check the model's width and arguments, the number of classes and of input channels."
 
