@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from epim_nas.epitome.sampling import expand
 from epim_nas.epitome.statistics import input_rows
-from epim_nas.supernet.sensitivity.capture import Captured, captured_pass
+from epim_nas.supernet.sensitivity.capture import Captured, captured_pass, check_batch
 from epim_nas.supernet.supernet import SuperLayer, Supernet
 
 Scores = dict[str, npt.NDArray[np.float64]]
@@ -112,14 +112,13 @@ def _diagonal(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
     square = gradients[0].square()
     for gradient in gradients[1:]:
         square += gradient.square()
-    square /= len(gradients)
     return lambda change: float((change.square() * square).sum(dtype=torch.float64))
 
 
 def _whole(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
     def form(change: Tensor) -> float:
         along = [(gradient * change).flatten(1).sum(1) for gradient in gradients]
-        return float(torch.stack(along).double().square().mean(0).sum())
+        return float(torch.stack(along).double().square().sum())
 
     return form
 
@@ -127,7 +126,9 @@ def _whole(gradients: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
 @torch.no_grad()
 def _layer_scores(layer: SuperLayer, seen: Captured, form: _Form) -> npt.NDArray[np.float64]:
     """Half of the quadratic form of what each choice changes in the output."""
-    output = seen.output
+    if seen.normalised:
+        check_batch(len(seen.x))
+    output = layer.dense(seen.x)
     # Outputs are (N, C, H, W) or (N, C): the channel is dimension 1.
     axes = (0, *range(2, output.dim()))
     deviation, mean = torch.std_mean(output, axes, keepdim=True)
@@ -177,18 +178,21 @@ def _weight_scores(layer: SuperLayer, seen: Captured) -> npt.NDArray[np.float64]
 
 
 def _weight_information(module: nn.Conv2d | nn.Linear, seen: Captured) -> Tensor:
-    """Sum over images of the mean over draws of the squared gradient, of the weight's shape."""
-    images = len(seen.x)
-    rows = input_rows(module, seen.x)  # (N * positions, groups, K)
-    groups, size = rows.shape[1:]
-    rows = rows.reshape(images, -1, groups, size)
-    total = torch.zeros(groups, module.weight.shape[0] // groups, size, device=rows.device)
-    chunk = max(1, _MOST_ELEMENTS // total.numel())
-    for gradient in seen.gradients:
-        # (N, O, ...) -> (N, positions, groups, O / groups)
-        by_position = gradient.flatten(2) if gradient.dim() > 2 else gradient[..., None]
-        by_position = by_position.transpose(1, 2).reshape(images, -1, groups, total.shape[1])
-        for start in range(0, images, chunk):
-            part = slice(start, start + chunk)
-            total += torch.einsum("npgo,npgk->ngok", by_position[part], rows[part]).square().sum(0)
-    return (total / len(seen.gradients)).reshape(module.weight.shape)
+    """Sum over images of the expectation of the squared gradient, of the weight's shape."""
+    images, groups = len(seen.x), getattr(module, "groups", 1)
+    outputs = module.weight.shape[0]
+    total = module.weight.new_zeros(groups, outputs // groups, module.weight[0].numel())
+    # Of an image: the gradient, or the input that every output position multiplies.
+    positions = seen.gradients[0][0].numel() // outputs
+    largest = max(total.numel(), positions * groups * total.shape[2])
+    chunk = max(1, _MOST_ELEMENTS // largest)
+    for start in range(0, images, chunk):
+        x = seen.x[start : start + chunk]
+        # (n, positions, groups, K)
+        rows = input_rows(module, x).reshape(len(x), -1, groups, total.shape[2])
+        for gradient in seen.gradients:
+            # (n, O, ...) -> (n, positions, groups, O / groups)
+            g = gradient[start : start + chunk].reshape(len(x), outputs, -1).transpose(1, 2)
+            g = g.reshape(len(x), -1, groups, total.shape[1])
+            total += torch.einsum("npgo,npgk->ngok", g, rows).square().sum(0)
+    return total.reshape(module.weight.shape)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from epim_nas.epitome.quantization import quantization_for
 from epim_nas.errors import EpimError, InputError, nearest
 from epim_nas.files import atomic_path, digest
 from epim_nas.supernet.sensitivity.fisher import (
@@ -121,7 +121,7 @@ def measure_table(
         batches: (images, labels); the labels are not used.
         method: how it is measured.
         draws: labels that are drawn for every image; more draws, less noise, and a backward pass
-            each.
+            each. With as many as there are classes nothing is drawn: the expectation is exact.
         device: where to compute.
         seed: seed of the drawn labels.
         checkpoint: file in which finished batches are kept, so that an interrupted pass goes on
@@ -130,28 +130,30 @@ def measure_table(
         progress: called with (finished, total) layers over all batches.
 
     Raises:
-        EpimError: a score is NaN or Inf.
+        EpimError: a score or the network's output is NaN or Inf.
+        InputError: a batch of one image, where the method needs the statistics of a batch.
     """
     was_training = supernet.training
     supernet.eval()
-    identity = _identity(supernet, batches, method.name, draws, seed)
-    sums, done, images = _resume(supernet, checkpoint, identity)
+    identity, digests = _identity(supernet, method.name, draws, seed), _image_digests(batches)
+    state = _resume(supernet, checkpoint, identity, digests)
     total = len(batches) * len(supernet.layers)
     try:
         for number, (x, _) in enumerate(batches):
-            if number < done:
+            if number < len(state.done):
                 continue
             generator = torch.Generator().manual_seed(seed + number)
             advance = partial(_shifted, progress, number * len(supernet.layers), total)
             scores = method.scores(supernet, x.to(device), draws, generator, advance)
             for name, score in scores.items():
-                sums[name] = sums[name] + score
-            images += len(x)
+                state.sums[name] = state.sums[name] + score
+            state.images += len(x)
+            state.done.append(digests[number])
             if checkpoint is not None:
-                _store(checkpoint, identity, sums, number + 1, images)
+                _store(checkpoint, identity, state)
     finally:
         supernet.train(was_training)
-    table = {name: method.finish(score / images) for name, score in sums.items()}
+    table = {name: method.finish(score / state.images) for name, score in state.sums.items()}
     for name, score in table.items():
         if not np.isfinite(score).all():
             raise EpimError(f"sensitivity of layer {name} is not finite; check the weights")
@@ -162,41 +164,76 @@ def _shifted(progress: Callable[[int, int], None], finished: int, total: int, la
     progress(finished + layer, total)
 
 
-def _identity(
-    supernet: Supernet,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    method: str,
-    draws: int,
-    seed: int,
-) -> str:
-    """What a partial table belongs to: more batches of the same images continue it."""
+def _identity(supernet: Supernet, method: str, draws: int, seed: int) -> str:
+    """What a table belongs to, but for the images."""
     content = hashlib.sha256()
     # Buffers that are not in the state, such as where the choices start, count as well.
     for name, tensor in [*supernet.named_parameters(), *supernet.named_buffers()]:
         content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for x, _ in batches[:1]:
-        content.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        content.update(_bytes(tensor))
+    # The orders of channels and the quantization change what a choice is, and no tensor.
+    for name, layer in supernet.layers.items():
+        plans = list(dict.fromkeys(layer.plans))
+        content.update(repr([name, plans]).encode())
+        for plan, choice in zip(layer.plans, layer.choices, strict=True):
+            options = quantization_for(supernet.quantization, plan, choice.weight_bits)
+            content.update(repr([plans.index(plan), options]).encode())
     return digest([method, draws, seed, supernet.space.digest, content.hexdigest()])
 
 
-def _store(path: Path, identity: str, sums: Table, done: int, images: int) -> None:
-    arrays: dict[str, Any] = {f"sum.{name}": score for name, score in sums.items()}
+def _image_digests(batches: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
+    """SHA-256 of the images of every batch: a table goes on from the batches that it holds."""
+    return [hashlib.sha256(_bytes(x)).hexdigest() for x, _ in batches]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: npt.NDArray[np.uint8] = (
+        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    )
+    return flat.data
+
+
+@dataclass
+class _Partial:
+    """The finished batches of a pass.
+
+    Attributes:
+        sums: scores summed over their images.
+        images: how many images they have.
+        done: digests of the batches.
+    """
+
+    sums: Table
+    images: int = 0
+    done: list[str] = field(default_factory=list)
+
+
+def _store(path: Path, identity: str, partial_table: _Partial) -> None:
+    arrays: dict[str, Any] = {f"sum.{name}": v for name, v in partial_table.sums.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, identity=np.array(identity), done=done, images=images, **arrays)
+        np.savez(
+            file,
+            identity=np.array(identity),
+            done=np.array(partial_table.done),
+            images=partial_table.images,
+            **arrays,
+        )
 
 
-def _resume(supernet: Supernet, path: Path | None, identity: str) -> tuple[Table, int, int]:
-    nothing: Table = {name: np.zeros(len(layer.choices)) for name, layer in supernet.layers.items()}
+def _resume(supernet: Supernet, path: Path | None, identity: str, digests: list[str]) -> _Partial:
+    nothing = _Partial(
+        {name: np.zeros(len(layer.choices)) for name, layer in supernet.layers.items()}
+    )
     if path is None or not path.exists():
-        return nothing, 0, 0
+        return nothing
     try:
         with np.load(path) as stored:
-            if str(stored["identity"]) != identity:
+            done = [str(batch) for batch in stored["done"]]
+            if str(stored["identity"]) != identity or done != digests[: len(done)]:
                 log.info("%s belongs to other weights, images or settings: measured again", path)
-                return nothing, 0, 0
-            sums = {name: stored[f"sum.{name}"].copy() for name in nothing}
-            return sums, int(stored["done"]), int(stored["images"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                return nothing
+            sums = {name: stored[f"sum.{name}"].copy() for name in nothing.sums}
+            return _Partial(sums, int(stored["images"]), done)
+    except Exception as error:  # numpy and zipfile raise nearly anything on damaged bytes
         log.warning("%s cannot be read (%s): measured again", path, error)
-        return nothing, 0, 0
+        return nothing
