@@ -107,7 +107,9 @@ class Place:
         return [name, self.stored, *arguments]
 
     def on_design(self, name: str, *arguments: object) -> list[object]:
-        return [name, self.stored / "best.yaml", "--run", self.stored / "run.yaml", *arguments]
+        out = ["--out", self.path / "tuned"] if name == "finetune" else []
+        run = self.stored / "run.yaml"
+        return [name, self.stored / "best.yaml", "--run", run, *out, *arguments]
 
     def damaged(self, name: str, content: str) -> list[object]:
         shutil.copytree(self.stored, self.path / "damaged")
@@ -422,7 +424,14 @@ CASES: list[Case] = [
     ),
     (
         "run without weights",
-        lambda p: ["finetune", p.stored / "best.yaml", "--run", write_run(p.path)],
+        lambda p: [
+            "finetune",
+            p.stored / "best.yaml",
+            "--run",
+            write_run(p.path),
+            "--out",
+            p.path / "tuned",
+        ],
         ("model.weights", "DIR/run.yaml"),
     ),
     # The command line
