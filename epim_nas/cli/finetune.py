@@ -66,7 +66,9 @@ def finetune(
         f"{100 * result['before']:.2f} % validation)"
     )
     typer.echo(f"Weights in {result['weights']}")
+    folder = Path(result["weights"]).parent
     typer.echo("Next:")
+    typer.echo(f"  tensorboard --logdir {folder / 'tensorboard'}")
     typer.echo(f"  epim-nas evaluate {design} --run {run} --weights {result['weights']} --json")
 
 

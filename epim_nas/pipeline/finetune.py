@@ -19,6 +19,7 @@ from epim_nas.files import digest, file_digest, load_json, locked, make_folder, 
 from epim_nas.models.weights import save_weights
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
 from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.results import relative
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.single import load_trained, quantized_network, recalibrate
 from epim_nas.pipeline.stages import measure, score_settings
@@ -223,7 +224,7 @@ def _conclude(
         "validation_accuracy": max(start.before, after),
         "test_accuracy": measure(setup, model, "test").accuracy,
         "validation_curve": [[step, value] for step, value in trained.measured],
-        "weights": str(weights),
+        "weights": relative(weights),
     }
     told = {key: str(result[key]) for key in ("epochs", "validation_accuracy", "test_accuracy")}
     save_weights(model, weights, metadata=told)
