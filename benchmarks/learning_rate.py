@@ -3,7 +3,7 @@
 The exact optima of the additive score at several compressions are fine-tuned at several peak rates.
 Printed: the damage before training (KL from the float network, nats), what the package's rule would
 take (`epim_nas.supernet.damage.learning_rate_for`), and the validation and test accuracy of every
-rate. The anchors of the rule come from this table.
+rate. It shows whether the anchors of the rule fit a network.
 
     OMP_NUM_THREADS=1 python benchmarks/learning_rate.py [--images FOLDER --weights FILE]
 """

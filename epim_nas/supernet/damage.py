@@ -14,8 +14,9 @@ from epim_nas.supernet.evaluation import autocast, evaluation_mode, resolve_devi
 from epim_nas.supernet.training import distillation_loss
 
 GENTLE, STRONG = (0.03, 0.005), (1.0, 0.04)
-"""(damage in nats, best peak rate): a network that is almost what it was loses accuracy at a high
-rate, and one that hardly works needs it. Measured by benchmarks/learning_rate.py."""
+"""(damage in nats, peak rate): a network that is almost what it was loses accuracy at a high rate,
+and one that hardly works needs it. Taken from fine-tunings of a few ResNet-20 designs;
+benchmarks/learning_rate.py checks them on any network."""
 
 
 def measure_damage(
