@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from epim_nas.hardware.batch import BatchCostModel
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.compression import Compression, compression, dense_crossbars
 from epim_nas.hardware.load import load_chip
@@ -12,6 +13,7 @@ from epim_nas.hardware.table import CostTable, LayerTable
 
 __all__ = [
     "MODEL_VERSION",
+    "BatchCostModel",
     "Chip",
     "Compression",
     "CostModel",

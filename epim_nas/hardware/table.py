@@ -181,7 +181,7 @@ def build_table(
     costs = _entries(evaluation, network, mapping, bits, reference)
     costs["weight_bits"][:, evaluation.geometry.weighted.index] = _padded(
         [
-            [_stored(choice, layer.weight_shape) for choice in option.choices]
+            [stored_bits(choice, layer.weight_shape) for choice in option.choices]
             for layer, option in zip(network.weighted, options, strict=True)
         ]
     )
@@ -255,7 +255,7 @@ def _padded(columns: Sequence[Sequence[float]]) -> FloatArray:
     )
 
 
-def _stored(choice: Choice, weight_shape: tuple[int, int, int, int]) -> int:
+def stored_bits(choice: Choice, weight_shape: tuple[int, int, int, int]) -> int:
     """Bits of the elements that a layer stores."""
     shape = weight_shape if choice.shape is None else choice.shape.as_tuple
     elements = shape[0] * shape[1] * shape[2] * shape[3]

@@ -22,6 +22,7 @@ from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
+from epim_nas.study.metrics import metric_of, parse_objective
 from epim_nas.study.sandwich import Around
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.sensitivity import find_method
@@ -31,10 +32,8 @@ Positive = Annotated[int, pydantic.Field(ge=1)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
 
-Objective = Literal[
-    "accuracy", "latency_ns", "energy_nj", "crossbars", "area_um2", "sequential_latency_ns"
-]
-
+Objective = Annotated[str, pydantic.AfterValidator(parse_objective)]
+"""A metric, with `min` or `max` before it where its direction is turned."""
 
 PRETRAINED = "pretrained"
 """The value of ``model.weights`` that keeps the weights a model comes with."""
@@ -67,21 +66,41 @@ class HardwareConfig(Strict):
     set: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
+Most = Annotated[float | None, pydantic.Field(gt=0)]
+"""A largest value, or none."""
+
+
 class BudgetConfig(Strict):
-    """The largest number of crossbars; give one of the two.
+    """What a design may cost at most; at least one limit, and all that are given hold.
 
     Attributes:
-        crossbars: as a number.
-        compression: as dense 32-bit crossbars divided by this.
+        crossbars: crossbars.
+        compression: crossbars, as dense 32-bit crossbars divided by this.
+        tiles: tiles.
+        weight_bits: bits of all stored weights.
+        area_um2: area of the tiles in use.
+        latency_ns: pipelined latency of one inference.
+        sequential_latency_ns: latency with one layer after the other.
+        energy_nj: energy of one inference.
+        edp_nj_ns: energy times pipelined latency.
     """
 
     crossbars: Positive | None = None
-    compression: float | None = pydantic.Field(default=None, gt=0)
+    compression: Most = None
+    tiles: Positive | None = None
+    weight_bits: Positive | None = None
+    area_um2: Most = None
+    latency_ns: Most = None
+    sequential_latency_ns: Most = None
+    energy_nj: Most = None
+    edp_nj_ns: Most = None
 
     @pydantic.model_validator(mode="after")
-    def _one_of(self) -> BudgetConfig:
-        if (self.crossbars is None) == (self.compression is None):
+    def _given(self) -> BudgetConfig:
+        if self.crossbars is not None and self.compression is not None:
             raise ValueError("give either `crossbars` or `compression`")
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("give either `crossbars` or `compression`, or another limit")
         return self
 
 
@@ -235,6 +254,11 @@ class SearchConfig(Strict):
         strategy: name of a strategy.
         trials: designs to score in all, seeds included.
         seeds: how many exact solutions are scored first.
+        fitness: cost that the strategy ``evolution`` minimises.
+        population: designs of a generation of ``evolution``, ``nsga2`` and ``nsga3``.
+        repair: whether proposals of Optuna's own samplers are repaired into the budget.
+        gradient_steps: steps of the strategy ``gradient``.
+        gradient_lr: learning rate of its logits.
         batch_size: images in a batch of an evaluation.
         calibration_images: augmented training images to recalibrate batch norm with.
         validation_images: search-validation images to score with; None for all.
@@ -243,6 +267,11 @@ class SearchConfig(Strict):
     strategy: str = "epitome"
     trials: Positive = 60
     seeds: Positive = 12
+    fitness: Literal["latency_ns", "energy_nj", "edp_nj_ns"] = "latency_ns"
+    population: Annotated[int, pydantic.Field(ge=2)] = 20
+    repair: bool = True
+    gradient_steps: Positive = 200
+    gradient_lr: Rate = 0.05
     batch_size: Positive = 500
     calibration_images: Positive = 1000
     validation_images: Positive | None = None
@@ -311,7 +340,7 @@ class RunConfig(Strict):
         data: the images.
         hardware: the chip.
         space: name or path of a search space, or the space itself.
-        budget: the crossbar budget.
+        budget: what a design may cost at most.
         objectives: what the front is over.
         quantization: how weights and inputs are quantized.
         baseline: training of the network when no weights are given.
@@ -354,10 +383,8 @@ class RunConfig(Strict):
     @pydantic.field_validator("objectives")
     @classmethod
     def _different(cls, objectives: list[str]) -> list[str]:
-        if len(set(objectives)) < len(objectives):
+        if len({metric_of(objective) for objective in objectives}) < len(objectives):
             raise ValueError("an objective is given twice")
-        if "accuracy" not in objectives:
-            raise ValueError("`accuracy` has to be one of the objectives")
         return objectives
 
 

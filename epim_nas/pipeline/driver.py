@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,19 @@ from epim_nas.network.yaml_io import save_network
 from epim_nas.pipeline.config import ExecutorConfig, RunConfig, load_run_config
 from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.formulation import (
+    Costs,
+    UnreachableBudget,
+    check_reachable,
+    formulate,
+    with_sensitivity,
+)
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, write_results
 from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
+    first_designs,
     make_scorer,
     measure_sensitivity,
     prepare_baseline,
@@ -97,20 +106,21 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     torch.manual_seed(config.seed)
     setup = Setup.load(config)
     space = setup.build_space()
-    table = setup.cost.table(space.layer_choices)
-    budget = setup.budget(space, table)
     log.info(
         "network %s: %d layers on crossbars; space %s: 10^%.1f designs (%d dominated choices "
-        "dropped); budget %d crossbars (%.1fx of %d)",
+        "dropped); dense: %d crossbars",
         setup.network.name,
         len(setup.network.weighted),
         space.name,
         space.log10_size,
         space.dropped,
-        budget,
-        setup.dense_crossbars / budget,
         setup.dense_crossbars,
     )
+    problem = formulate(setup, space, Costs.of(setup, space))
+    try:
+        check_reachable(setup, problem)
+    except UnreachableBudget as error:
+        raise _with_nearest(error, setup, folder) from None
     _describe(setup, space, folder)
 
     take_over(config, folder)
@@ -123,14 +133,15 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     teacher = copy.deepcopy(setup.model)
     supernet = prepare_supernet(setup, space, folder, reporter)
     sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
-    problem = setup.problem(space, table, sensitivity, budget)
+    problem = with_sensitivity(problem, sensitivity)
     seeds = seeds_of(setup, problem)
+    budget = dict(problem.limits)
     store = TrialStore(
         folder.journal, config.objectives, space, {"budget": budget, "seed": config.seed}
     )
-    write_json(folder.path / "budget.json", {"crossbars": budget})
+    write_json(folder.path / "budget.json", budget)
     with DashboardWriter(
-        folder.tensorboard, config.name, config.objectives, {"crossbars": budget}, baseline
+        folder.tensorboard, config.name, config.objectives, budget, baseline
     ) as dashboard:
         for record in store.records():
             dashboard.add_trial(record)
@@ -141,7 +152,8 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
         scorer = make_scorer(setup, supernet, teacher)
         with make_executor(config.executor, scorer) as executor:
             with timed(folder, "search"):
-                run_trials(setup, problem, seeds, store, executor, reporter, dashboard.add_trial)
+                first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)
+                run_trials(setup, problem, first, store, executor, reporter, dashboard.add_trial)
             records = store.records()
             chosen = choose_finalists(records, config.objectives, config.finalists.count)
             finetune_finalists(
@@ -157,6 +169,17 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             run_folder=str(folder.path),
         )
     return result
+
+
+def _with_nearest(error: UnreachableBudget, setup: Setup, folder: RunFolder) -> UnreachableBudget:
+    """The error, with the design that comes nearest as a file in the folder."""
+    assert error.design is not None
+    path = folder.path / "nearest.yaml"
+    totals = setup.cost.evaluate(error.design).totals
+    replace(error.design, totals=asdict(totals)).save(path)
+    return UnreachableBudget(
+        error.field, error.problem, error.allowed, f"{error.hint} The nearest design is in {path}."
+    )
 
 
 def _describe(setup: Setup, space: SearchSpace, folder: RunFolder) -> None:

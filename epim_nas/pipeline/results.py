@@ -64,7 +64,7 @@ def load_result(folder: RunFolder) -> RunResult:
         name=config.name,
         config=config.model_dump(mode="json", by_alias=True),
         objectives=tuple(config.objectives),
-        budget={"crossbars": folder.read_json(folder.path / "budget.json")["crossbars"]},
+        budget=folder.parse(folder.path / "budget.json", dict),
         baseline=folder.parse(folder.baseline, lambda data: Baseline(**data)),
         trials=tuple(records),
         front=front,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,39 +13,26 @@ from torch import nn
 
 from epim_nas.data.base import Data
 from epim_nas.data.registry import load_data
-from epim_nas.epitome.design import Design
+from epim_nas.epitome.design import FLOAT_BITS, Design
 from epim_nas.epitome.quantization import Quantization, QuantizationRule
-from epim_nas.errors import InputError
 from epim_nas.hardware import (
     Chip,
     CostModel,
-    CostTable,
     NetworkCost,
     compression,
     dense_crossbars,
     load_chip,
 )
+from epim_nas.hardware.table import stored_bits
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.knapsack import least_weight
-from epim_nas.study.problem import SearchProblem
 from epim_nas.supernet.evaluation import resolve_device
-from epim_nas.supernet.sensitivity import Table
 
 log = logging.getLogger(__name__)
-
-ADDITIVE = {
-    "latency_ns": "sequential_latency_ns",
-    "sequential_latency_ns": "sequential_latency_ns",
-    "energy_nj": "energy_nj",
-    "crossbars": "crossbars",
-    "area_um2": "area_um2",
-}
-"""Objective -> the additive metric of the cost table that stands for it in the exact solver."""
 
 
 @dataclass(frozen=True)
@@ -110,53 +98,27 @@ class Setup:
         """Cost of the dense network (MNSIM's 9-bit activations by default)."""
         return self.cost.evaluate(weight_bits=weight_bits, activation_bits=activation_bits)
 
-    def budget(self, space: SearchSpace, table: CostTable) -> int:
-        """The crossbar budget.
-
-        Raises:
-            InputError: no design of the space is that small.
-        """
-        wanted = self.config.budget
-        if wanted.crossbars is not None:
-            field, budget = "budget.crossbars", wanted.crossbars
-        else:
-            assert wanted.compression is not None
-            field, budget = "budget.compression", int(self.dense_crossbars / wanted.compression)
-        least = least_weight(space.group_sums(table.by_layer("crossbars")))
-        if budget < least:
-            ratio = self.dense_crossbars / least
-            raise InputError(
-                field,
-                f"asks for at most {budget} crossbars, but the smallest design of the search space "
-                f"{space.name} has {least} ({ratio:.2f}x less than the dense network's "
-                f"{self.dense_crossbars})",
-                f"at least {least} crossbars, or a compression of at most {ratio:.2f}",
-                "Raise the budget, or add smaller epitomes or fewer bits to the space.",
-            )
-        return budget
-
-    def problem(
-        self, space: SearchSpace, table: CostTable, sensitivity: Table, budget: int
-    ) -> SearchProblem:
-        """The additive search problem."""
-        return SearchProblem(
-            space=space,
-            crossbars=space.group_sums(table.by_layer("crossbars")),
-            sensitivity=space.group_sums(sensitivity),
-            costs={
-                objective: space.group_sums(table.by_layer(ADDITIVE[objective]))
-                for objective in self.config.objectives
-                if objective in ADDITIVE
-            },
-            budget=budget,
-        )
+    def dense_totals(self) -> dict[str, float]:
+        """Cost totals of the dense network with 32-bit weights."""
+        totals = self.dense_cost(FLOAT_BITS).totals
+        weights = sum(math.prod(layer.weight_shape) for layer in self.network.weighted)
+        return {
+            **asdict(totals),
+            "edp_nj_ns": totals.energy_nj * totals.latency_ns,
+            "weight_bits": FLOAT_BITS * weights,
+        }
 
     def metrics(self, design: Design) -> dict[str, float]:
         """Cost totals of a design and its compression, split into shape and bits."""
-        cost = self.cost.evaluate(design)
+        totals = self.cost.evaluate_many([design])
         ratio = compression(self.network, self.chip, design)
+        stored = (
+            stored_bits(design[layer.name], layer.weight_shape) for layer in self.network.weighted
+        )
         return {
-            **{name: float(value) for name, value in asdict(cost.totals).items()},
+            **{name: float(values[0]) for name, values in totals.items()},
+            "edp_nj_ns": float(totals["energy_nj"][0] * totals["latency_ns"][0]),
+            "weight_bits": float(sum(stored)),
             "compression": ratio.total,
             "shape_compression": ratio.shape,
             "bits_compression": ratio.bits,

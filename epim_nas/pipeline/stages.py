@@ -23,9 +23,12 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.problem import SearchProblem, exact_seeds
+from epim_nas.study.gradient import Descent, gradient_rows
+from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import Baseline
 from epim_nas.study.sandwich import Sandwich
+from epim_nas.study.seeds import exact_seeds
+from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.evaluation import (
     Score,
     evaluate,
@@ -33,12 +36,16 @@ from epim_nas.supernet.evaluation import (
     resolve_device,
     to_device,
 )
+from epim_nas.supernet.relaxation import Relaxation
 from epim_nas.supernet.scorer import Scorer, ScoreSettings
 from epim_nas.supernet.sensitivity import Table, find_method, measure_table
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import train
 
 log = logging.getLogger(__name__)
+
+_GRADIENT_BATCHES = 16
+"""Batches of augmented training images that the gradient strategy takes in turn."""
 
 
 @contextmanager
@@ -90,7 +97,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     baseline = Baseline(
         validation_accuracy=validation,
         test_accuracy=test,
-        totals=asdict(setup.dense_cost(32).totals),
+        totals=setup.dense_totals(),
         weights=source,
     )
     write_json(folder.baseline, asdict(baseline))
@@ -211,8 +218,54 @@ def sensitivity_file(folder: RunFolder, method: str, space: SearchSpace) -> Path
 
 
 def seeds_of(setup: Setup, problem: SearchProblem) -> list[Row]:
-    """The exact solutions that the search starts from."""
-    return exact_seeds(problem, setup.config.objectives, setup.config.search.seeds)
+    """The exact solutions that the search starts from.
+
+    The strategy that scores nothing else gets as many as there are trials.
+    """
+    search = setup.config.search
+    alone = search.strategy == "exact"
+    seeds = exact_seeds(problem, search.trials if alone else search.seeds)
+    for number, seed in enumerate(seeds):
+        log.info(
+            "seed %d: sensitivity %.4g, %d crossbars; least weighted sum of %s: %s",
+            number,
+            problem.total(problem.sensitivity, seed.row),
+            problem.weight(seed.row),
+            ", ".join(f"{weight:.3g} {name}" for name, weight in seed.weights.items()),
+            seed.certificate,
+        )
+    return [seed.row for seed in seeds]
+
+
+def first_designs(
+    setup: Setup,
+    supernet: Supernet,
+    teacher: nn.Module,
+    problem: SearchProblem,
+    seeds: Sequence[Row],
+    folder: RunFolder,
+    reporter: Reporter,
+) -> Sequence[Row]:
+    """What the strategy scores first: exact seeds, designs of a gradient descent, or nothing."""
+    search = setup.config.search
+    first = find_strategy(search.strategy).first
+    if first != "gradient":
+        return seeds if first else []
+    device = resolve_device(setup.config.device)
+    size = setup.config.data.batch_size
+    batches = setup.data.calibration_batches(_GRADIENT_BATCHES * size, size, setup.config.seed + 6)
+    images = [to_device(x, device) for x, _ in batches]
+    relaxation = Relaxation(supernet, teacher.to(device), images, setup.config.precision)
+    with timed(folder, "gradient"), reporter.stage("Gradient", search.gradient_steps) as advance:
+        return gradient_rows(
+            problem,
+            search.trials,
+            relaxation,
+            Descent(steps=search.gradient_steps, lr=search.gradient_lr),
+            setup.config.seed,
+            checkpoint=folder.checkpoints / "gradient.state",
+            progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+        )
 
 
 def train_supernet(

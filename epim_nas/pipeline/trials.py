@@ -12,17 +12,21 @@ import optuna
 
 from epim_nas.cluster.executor import Executor
 from epim_nas.errors import EpimError
+from epim_nas.pipeline.config import SearchConfig
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row
+from epim_nas.study.history import METRICS_ATTRIBUTE, distributions, params_of, row_of
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import TrialRecord
-from epim_nas.study.samplers import distributions, params_of, row_of
+from epim_nas.study.score import expected_rank
 from epim_nas.study.store import Pending, TrialStore
-from epim_nas.study.strategies import find_strategy
+from epim_nas.study.strategies import Options, find_strategy
 
 log = logging.getLogger(__name__)
 
+_MAX_REPEATS = 100
+"""So many known designs in a row, with nothing in flight, mean that there is nothing new."""
 _MAX_FAILURES = 5
 """So many failed evaluations in a row mean that something is wrong with all of them."""
 
@@ -38,23 +42,31 @@ def run_trials(
 ) -> None:
     """Score designs until the run file's number of trials is stored.
 
-    The study lives in memory (ask and tell); every finished trial is one durable write.
+    The study lives in memory (ask and tell); every finished trial is one durable write. A design
+    that was scored is never scored again: a proposal of it costs nothing and is passed over.
+
+    Args:
+        setup: the run.
+        problem: the search problem.
+        seeds: designs to score before the strategy proposes any.
+        store: the trials on disk.
+        executor: scores designs.
+        reporter: shows the progress.
+        on_trial: called with every stored trial.
     """
     config = setup.config
     strategy = find_strategy(config.search.strategy)
     target = config.search.trials
-    if not strategy.seeded:
-        seeds = []
     if not strategy.proposes:
         target = min(target, len(seeds))
     study = optuna.create_study(
         directions=list(store.study.directions),
-        sampler=strategy.make(problem, config.seed),
+        sampler=strategy.make(problem, config.seed, _options(config.search)),
     )
     _replay(study, store, problem, seeds)
     scored = {row_of(trial.params, problem) for trial in store.trials()}
     in_flight: dict[int, tuple[optuna.Trial, Pending]] = {}
-    failures = 0
+    failures = repeats = 0
     done = len(store.trials())
     with reporter.stage("Search", target, min(done, target)) as advance:
         while done < target:
@@ -68,7 +80,11 @@ def run_trials(
                 )
                 if pending.row in scored:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    break
+                    repeats += 1
+                    if in_flight or repeats >= _MAX_REPEATS:
+                        break
+                    continue
+                repeats = 0
                 scored.add(pending.row)
                 store.begin(pending)
                 in_flight[trial.number] = (trial, pending)
@@ -88,7 +104,8 @@ def run_trials(
                     "accuracy": outcome.value.accuracy,
                     "loss": outcome.value.loss,
                 }
-            constraints = {"crossbars": float(problem.weight(pending.row) - problem.budget)}
+                metrics["expected_rank"] = expected_rank(metrics)
+            constraints = problem.violations(pending.row)
             stored = store.add(
                 pending,
                 metrics,
@@ -109,10 +126,16 @@ def run_trials(
                     )
                 continue
             failures = 0
-            trial.set_constraint("crossbars", constraints["crossbars"])
-            study.tell(trial, [metrics[name] for name in store.objectives])
+            for name, excess in constraints.items():
+                trial.set_constraint(name, excess)
+            trial.set_user_attr(METRICS_ATTRIBUTE, metrics)
+            study.tell(trial, list(stored.values))
             advance(done, f"top-1 {100 * metrics['accuracy']:.1f} %")
             on_trial(store.record(stored))
+
+
+def _options(search: SearchConfig) -> Options:
+    return Options(search.fitness, search.population, search.repair)
 
 
 def _replay(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from epim_nas.errors import missing_extra
 from epim_nas.files import atomic_path
 from epim_nas.report.layers import LayerRow
+from epim_nas.study.metrics import metric_of
 from epim_nas.study.pareto import non_dominated
 from epim_nas.study.results import Finalist, RunResult, TrialRecord
 
@@ -82,7 +83,8 @@ def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: st
 
 
 def _searched_axes(result: RunResult) -> list[str]:
-    named = ["compression" if name == "crossbars" else name for name in result.objectives]
+    metrics = map(metric_of, result.objectives)
+    named = ["compression" if name == "crossbars" else name for name in metrics]
     return [name for name in named if name in AXES][:2] or ["compression"]
 
 

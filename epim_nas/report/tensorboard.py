@@ -19,6 +19,7 @@ from epim_nas.network.spec import Network
 from epim_nas.report import events, notes
 from epim_nas.report.layers import NetworkCostLike, layer_rows
 from epim_nas.report.tables import markdown_table
+from epim_nas.study.metrics import metric_of
 from epim_nas.study.pareto import HypervolumeTracker, ReferenceBox, front_numbers
 from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
 
@@ -212,7 +213,7 @@ class DashboardWriter:
         from torch.utils.tensorboard.summary import hparams
 
         shown = {}
-        for name in dict.fromkeys((*self.objectives, "crossbars", "compression")):
+        for name in dict.fromkeys((*map(metric_of, self.objectives), "crossbars", "compression")):
             if name in record.metrics:
                 label, factor = UNITS.get(name, (name, 1.0))
                 shown[label] = float(record.metrics[name]) * factor

@@ -1,13 +1,15 @@
 """One choice per group under a budget, solved exactly: the multiple-choice knapsack.
 
 Dynamic programming over integer weights: ``best[b]`` is the least loss of the groups so far with
-total weight at most b. One pass answers every budget up to the largest.
+total weight at most b. One pass answers every budget up to the largest. The recurrence is compiled:
+a search repairs thousands of rows with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from epim_nas.errors import EpimError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+T = TypeVar("T", np.float64, np.int64)
 
 
 class Infeasible(EpimError):
@@ -58,7 +61,7 @@ class Knapsack:
     """The solved table of a multiple-choice knapsack; every budget up to ``budget`` is a look-up.
 
     Args:
-        losses: per group the loss of each choice; any finite numbers.
+        losses: per group the loss of each choice; infinite where it must not be chosen.
         weights: per group the integer weight (crossbars) of each choice, not negative.
         budget: the largest budget that will be asked for.
 
@@ -74,13 +77,16 @@ class Knapsack:
         least = least_weight(self._weights)
         if least > budget:
             raise Infeasible(least, budget)
+        # No row is heavier than the heaviest: beyond it the table would repeat itself.
+        heaviest = sum(int(weight.max()) for weight in self._weights)
         self.budget = int(budget)
-        best = np.zeros(self.budget + 1)
-        self._picks: list[npt.NDArray[np.int32]] = []
-        for loss, weight in zip(self._losses, self._weights, strict=True):
-            best, pick = _extend(best, loss, weight)
-            self._picks.append(pick)
-        self._best = best
+        self._top = min(self.budget, heaviest)
+        counts = np.array([len(loss) for loss in self._losses], dtype=np.int64)
+        from epim_nas.study.knapsack_table import fill  # Numba: not for those who only read
+
+        self._best, self._picks = fill(
+            _padded(self._losses, np.inf), _padded(self._weights, 0), counts, self._top
+        )
 
     def solve(self, budget: int | None = None) -> Solution:
         """The row of least loss with a total weight of at most ``budget``.
@@ -91,10 +97,11 @@ class Knapsack:
         left = self.budget if budget is None else int(budget)
         if left > self.budget:
             raise ValueError(f"the table was built up to {self.budget}, got {left}")
+        left = min(left, self._top)
         if left < 0 or not np.isfinite(self._best[left]):
             raise Infeasible(least_weight(self._weights), left)
         row = []
-        for pick, weight in zip(reversed(self._picks), reversed(self._weights), strict=True):
+        for pick, weight in zip(self._picks[::-1], reversed(self._weights), strict=True):
             choice = int(pick[left])
             row.append(choice)
             left -= int(weight[choice])
@@ -112,30 +119,10 @@ class Knapsack:
         return [self.solve(int(budget)) for budget in changes]
 
 
-def _extend(
-    best: FloatArray, loss: FloatArray, weight: IntArray
-) -> tuple[FloatArray, npt.NDArray[np.int32]]:
-    """Add one group: new_best[b] = min over choices of best[b - weight] + loss."""
-    extended = np.full_like(best, np.inf)
-    pick = np.zeros(best.shape, dtype=np.int32)
-    for choice in _useful(loss, weight):
-        shift = int(weight[choice])
-        if shift >= len(best):
-            continue
-        candidate = best[: len(best) - shift] + loss[choice]
-        target = extended[shift:]
-        better = candidate < target
-        target[better] = candidate[better]
-        pick[shift:][better] = choice
-    return extended, pick
-
-
-def _useful(loss: FloatArray, weight: IntArray) -> list[int]:
-    """Choices on the staircase of weight and loss; no other can be in an optimal row."""
-    order = np.lexsort((loss, weight))
-    kept, lowest = [], np.inf
-    for choice in order:
-        if loss[choice] < lowest:
-            kept.append(int(choice))
-            lowest = float(loss[choice])
-    return kept
+def _padded(columns: Sequence[npt.NDArray[T]], fill: float) -> npt.NDArray[T]:
+    """(groups, most choices)."""
+    width = max((len(column) for column in columns), default=0)
+    table = np.full((len(columns), width), fill, dtype=columns[0].dtype)
+    for row, column in zip(table, columns, strict=True):
+        row[: len(column)] = column
+    return table

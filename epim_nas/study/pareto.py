@@ -1,6 +1,7 @@
 """The Pareto front: non-dominated designs, hypervolume, and the selection of one design.
 
-Everything works on plain numbers; ``accuracy`` is maximised and every other objective minimised.
+Everything works on plain numbers; which way an objective is better, its name says
+(:mod:`~epim_nas.study.metrics`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from epim_nas.errors import InputError, nearest
+from epim_nas.study.metrics import is_maximised, maximised, metric_of
 from epim_nas.study.results import TrialRecord
-
-MAXIMISED = frozenset({"accuracy"})
-"""Objectives of which more is better."""
 
 OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
 """The objectives of a search by default."""
@@ -44,7 +43,7 @@ def values_of(items: Sequence[Scored], objectives: Sequence[str]) -> FloatArray:
     """
     table = np.empty((len(items), len(objectives)))
     for row, item in enumerate(items):
-        for column, name in enumerate(objectives):
+        for column, name in enumerate(map(metric_of, objectives)):
             if name not in item.metrics:
                 raise InputError(
                     f"objectives.{name}",
@@ -61,7 +60,7 @@ def values_of(items: Sequence[Scored], objectives: Sequence[str]) -> FloatArray:
 
 def losses_of(items: Sequence[Scored], objectives: Sequence[str]) -> FloatArray:
     """(items, objectives) values with maximised objectives negated: less is better everywhere."""
-    signs = [-1.0 if name in MAXIMISED else 1.0 for name in objectives]
+    signs = [-1.0 if more else 1.0 for more in maximised(objectives)]
     return values_of(items, objectives) * signs
 
 
@@ -123,6 +122,21 @@ def front_numbers(
     return tuple(kept[loss] for loss in sorted(kept, key=lambda loss: (loss[lead], loss)))
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": (0.0, 1.0),
+    "utilization": (0.0, 1.0),
+    # The loss of a guess among a thousand classes is 7 nats; a thousandfold compression is out of
+    # reach. Ranks are logarithms of nats.
+    "loss": (0.0, 7.0),
+    "sensitivity": (0.0, 7.0),
+    "expected_rank": (-7.0, 14.0),
+    "compression": (0.0, 1000.0),
+    "shape_compression": (0.0, 1000.0),
+    "bits_compression": (0.0, 32.0),
+}
+"""Smallest and largest value of metrics that the dense network's costs say nothing about."""
+
+
 @dataclass(frozen=True)
 class ReferenceBox:
     """The box in which the hypervolume is measured, one entry per objective.
@@ -157,16 +171,20 @@ class ReferenceBox:
         """
         worst: dict[str, float] = {}
         best: dict[str, float] = {}
-        for name in objectives:
-            if name in MAXIMISED:
-                worst[name], best[name] = 0.0, 1.0
-                continue
-            cost = float(totals.get(name, math.nan))
-            if not (math.isfinite(cost) and cost > 0):
-                raise InputError(
-                    f"baseline.totals.{name}", f"got `{totals.get(name)}`", "a positive number"
-                )
-            worst[name], best[name] = margin * cost, 0.0
+        for objective in objectives:
+            name = metric_of(objective)
+            if name in _RANGES:
+                low, high = _RANGES[name]
+            else:
+                cost = float(totals.get(name, math.nan))
+                if not (math.isfinite(cost) and cost > 0):
+                    raise InputError(
+                        f"baseline.totals.{name}", f"got `{totals.get(name)}`", "a positive number"
+                    )
+                low, high = 0.0, margin * cost
+            worst[objective], best[objective] = (
+                (low, high) if is_maximised(objective) else (high, low)
+            )
         return cls(worst, best)
 
     def describe(self) -> str:
@@ -301,12 +319,12 @@ def _scaled(losses: FloatArray) -> FloatArray:
 
 def _knee_distances(scaled: FloatArray, objectives: Sequence[str]) -> FloatArray:
     """Distance of each point below the line through the extremes, rounded against noise."""
-    maximised = np.array([name in MAXIMISED for name in objectives])
-    if maximised.all() or not maximised.any():
+    good = np.array(maximised(objectives))
+    if good.all() or not good.any():
         # One kind of objective only: there is no trade-off line; take the nearest to the ideal.
         return -np.linalg.norm(scaled, axis=1)
-    loss = scaled[:, maximised].mean(axis=1)
-    cost = scaled[:, ~maximised].mean(axis=1)
+    loss = scaled[:, good].mean(axis=1)
+    cost = scaled[:, ~good].mean(axis=1)
     first = np.lexsort((cost, loss))[0]
     last = np.lexsort((loss, cost))[0]
     across, down = cost[first] - cost[last], loss[last] - loss[first]

@@ -1,130 +1,306 @@
-"""The search problem: choices, additive scores, budget; what is feasible and how to mend a row."""
+"""The search problem: choices, additive scores, limits; what is feasible and how to mend a row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.knapsack import FloatArray, IntArray, Knapsack
+from epim_nas.study.exact import (
+    Exact,
+    Limit,
+    Scores,
+    Unreachable,
+    excess,
+    minimise,
+    nearest,
+    total,
+)
+from epim_nas.study.knapsack import FloatArray, IntArray
+from epim_nas.study.metrics import METRICS, is_maximised, metric_of
+
+PIPELINED = "latency_ns"
+"""The limit that a cap of the layers' times keeps."""
+
+Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
+"""(N, groups) rows -> metric -> (N,) values of whole designs."""
+
+_ROUNDS = 30
+"""Attempts to mend a row that keeps the additive limits and breaks a real one."""
+_REMEMBERED = 100_000
+"""Designs whose real costs are remembered."""
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """A search space with its additive scores and its budget. All lists are per group.
+    """A search space with its additive scores and its limits. All lists are per group.
 
     Attributes:
         space: the search space.
-        crossbars: crossbars of each choice.
         sensitivity: expected loss (nats) of each choice.
-        costs: metric (``latency_ns``, ``energy_nj``, ...) -> additive cost of each choice.
-        budget: largest number of crossbars of a design.
+        costs: metric -> additive cost of each choice; ``crossbars`` always, as whole numbers.
+        limits: metric of ``costs`` -> its largest value.
+        objectives: what is optimised (:mod:`~epim_nas.study.metrics`).
+        constants: metric -> what no choice changes; 0 where it is missing.
+        model: costs of whole designs, for the limits that are not additive; None where all are.
+        times: time (ns) that the slowest layer of a group takes with each choice, over all
+            positions; None where it is not known. A pipeline waits for its slowest layer, so
+            that its latency is far from a sum.
     """
 
     space: SearchSpace
-    crossbars: list[IntArray]
     sensitivity: list[FloatArray]
-    costs: dict[str, list[FloatArray]]
-    budget: int
+    costs: Mapping[str, Scores]
+    limits: Mapping[str, float]
+    objectives: tuple[str, ...] = ("accuracy", "latency_ns", "energy_nj")
+    constants: Mapping[str, float] = field(default_factory=dict)
+    model: Model | None = None
+    times: list[FloatArray] | None = None
 
-    def total(self, scores: Sequence[FloatArray | IntArray], row: Sequence[int]) -> float:
+    @property
+    def crossbars(self) -> list[IntArray]:
+        """Crossbars of each choice."""
+        return [np.asarray(column, dtype=np.int64) for column in self.costs["crossbars"]]
+
+    @cached_property
+    def objective_costs(self) -> dict[str, list[FloatArray]]:
+        """Objective -> additive score that falls where the objective gets better.
+
+        Objectives that are measured on images, or that nothing additive stands for, have none.
+        """
+        found = {}
+        for objective in self.objectives:
+            name = metric_of(objective)
+            if name not in self.costs:
+                continue
+            # A metric like compression is maximised, and what stands for it falls as it grows.
+            sign = 1.0 if is_maximised(objective) == METRICS[name].maximise else -1.0
+            found[objective] = [sign * np.asarray(s, dtype=float) for s in self.costs[name]]
+        return found
+
+    @cached_property
+    def additive_limits(self) -> dict[str, Limit]:
+        """Metric -> the limit of its additive cost, without the constant part."""
+        return {
+            name: Limit(self.costs[name], bound - self.constants.get(name, 0.0))
+            for name, bound in self.limits.items()
+        }
+
+    @cached_property
+    def solver_limits(self) -> dict[str, Limit]:
+        """The limits that the exact solver has; a pipeline's latency is kept by a cap of times."""
+        capped = PIPELINED if self.times is not None else ""
+        return {name: limit for name, limit in self.additive_limits.items() if name != capped}
+
+    @cached_property
+    def is_knapsack(self) -> bool:
+        """Whether dynamic programming is exact: one additive limit, of whole numbers."""
+        limits = list(self.solver_limits.values())
+        return len(limits) == 1 and limits[0].whole
+
+    def slowest(self, row: Sequence[int]) -> float:
+        """Time (ns) of the slowest layer of a row; infinite where times are not known."""
+        if self.times is None:
+            return np.inf
+        return max(float(time[index]) for time, index in zip(self.times, row, strict=True))
+
+    def capped(self, losses: Sequence[FloatArray], cap: float) -> list[FloatArray]:
+        """``losses``, infinite for choices with which a layer takes longer than ``cap`` (ns)."""
+        if self.times is None or not np.isfinite(cap):
+            return list(losses)
+        return [np.where(t <= cap, s, np.inf) for s, t in zip(losses, self.times, strict=True)]
+
+    def fastest(self) -> Row:
+        """Every group's fastest choice, where times are known."""
+        assert self.times is not None
+        return tuple(int(np.argmin(time)) for time in self.times)
+
+    @cached_property
+    def modelled(self) -> tuple[str, ...]:
+        """Limits that only the model of whole designs can check."""
+        if self.model is None:
+            return ()
+        return tuple(name for name in self.limits if not METRICS[name].exact)
+
+    @staticmethod
+    def total(scores: Scores, row: Sequence[int]) -> float:
         """The sum of a row's scores."""
-        return float(sum(score[index] for score, index in zip(scores, row, strict=True)))
+        return total(scores, row)
 
     def weight(self, row: Sequence[int]) -> int:
         """Crossbars of a row."""
-        return int(self.total(self.crossbars, row))
+        return int(self.total(self.costs["crossbars"], row))
+
+    def violations(self, row: Sequence[int]) -> dict[str, float]:
+        """Metric of a limit -> the design's value minus the limit; at most 0 where it is kept."""
+        over = {name: limit.excess(row) for name, limit in self.additive_limits.items()}
+        return over | self._real_excess(tuple(int(index) for index in row))
 
     def is_feasible(self, row: Sequence[int]) -> bool:
-        """Whether a row keeps the budget."""
-        return self.weight(row) <= self.budget
+        """Whether a row keeps every limit."""
+        return all(over <= 0 for over in self.violations(row).values())
 
-    def repair(self, row: Sequence[int]) -> Row:
-        """The feasible row that changes as few groups as possible, then loses the least.
+    @cached_property
+    def _known(self) -> dict[Row, dict[str, float]]:
+        return {}
 
-        A feasible row is returned as it is. Exact: a knapsack in which leaving a group as it is
-        costs nothing and every change costs more than all sensitivities together.
+    def _real(self, row: Row) -> dict[str, float]:
+        """The modelled limits' metrics of a whole design; remembered."""
+        found = self._known.get(row)
+        if found is None:
+            assert self.model is not None
+            totals = self.model(np.array([row]))
+            found = {name: float(totals[name][0]) for name in self.modelled}
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[row] = found
+        return found
+
+    def solve(self, losses: Sequence[FloatArray], cap: float = np.inf) -> Exact:
+        """The row of least additive loss that keeps every limit.
+
+        Where a limit is not additive, its additive stand-in (of the pipelined latency: the cap of
+        a layer's time) is tightened until the real one is kept, and the certificate is about the
+        tightened limits.
+
+        Args:
+            losses: per group the loss of each choice.
+            cap: longest time (ns) of a layer.
 
         Raises:
-            Infeasible: no row of the space keeps the budget.
+            Infeasible: no row keeps the one limit that there is.
+            Unreachable: no row keeps all limits.
         """
-        if self.is_feasible(row):
-            return tuple(int(index) for index in row)
+        limits = dict(self.solver_limits)
+        for _ in range(_ROUNDS):
+            solution = minimise(self.capped(losses, cap), list(limits.values()))
+            over = self._real_excess(solution.row)
+            if not any(value > 0 for value in over.values()):
+                return solution
+            limits, cap = self._tightened(limits, over, cap, solution.row)
+        raise Unreachable("no row was found that keeps all limits")
+
+    def repair(self, row: Sequence[int]) -> Row:
+        """A feasible row near ``row``; a feasible one is returned as it is.
+
+        With crossbars as the only limit it is exact: as few groups as possible are changed, and
+        then the least is lost, by a knapsack in which leaving a group as it is costs nothing and
+        every change costs more than all sensitivities together. With several limits, groups are
+        changed one after the other, each time where the excess falls most for what is lost.
+
+        Raises:
+            Infeasible: no row of the space keeps the limit.
+            Unreachable: likewise with several limits.
+        """
+        row = tuple(int(index) for index in row)
+        limits, cap = dict(self.solver_limits), np.inf
+        for _ in range(_ROUNDS):
+            mended = self._repaired(row, limits, cap)
+            over = self._real_excess(mended)
+            if not any(value > 0 for value in over.values()):
+                return mended
+            limits, cap = self._tightened(limits, over, cap, mended)
+        return self.solve(self.sensitivity).row
+
+    def _tightened(
+        self, limits: Mapping[str, Limit], over: Mapping[str, float], cap: float, row: Row
+    ) -> tuple[dict[str, Limit], float]:
+        """Limits made smaller by what a row exceeds them, and a little more; likewise the cap."""
+        if over.get(PIPELINED, 0.0) > 0:
+            # Half of the way, in steps: the slowest layer is not all of the latency.
+            share = self.limits[PIPELINED] / (self.limits[PIPELINED] + over[PIPELINED])
+            cap = min(cap, self.slowest(row)) * min(share**0.5, 1 - 1e-9)
+        return {
+            name: Limit(limit.scores, limit.bound - 1.05 * max(0.0, over.get(name, 0.0)))
+            for name, limit in limits.items()
+        }, cap
+
+    def _real_excess(self, row: Row) -> dict[str, float]:
+        """Modelled limit -> the whole design's value minus the limit."""
+        if not self.modelled:
+            return {}
+        real = self._real(row)
+        return {name: excess(real[name], self.limits[name]) for name in self.modelled}
+
+    def _repaired(self, row: Row, limits: Mapping[str, Limit], cap: float) -> Row:
+        """A row near ``row`` that keeps additive limits and the cap."""
+        if self.slowest(row) <= cap and all(limit.excess(row) <= 0 for limit in limits.values()):
+            return row
+        changed = self.capped(self._change_losses(row), cap)
+        if len(limits) > 1 or not self.is_knapsack:
+            allowed = self.capped(self.sensitivity, cap)
+            start = tuple(int(np.argmin(loss)) for loss in changed)  # as it is, where it may be
+            greedy = _greedy(start, allowed, list(limits.values()))
+            if greedy is not None:
+                return greedy
+        return minimise(changed, list(limits.values())).row
+
+    def _change_losses(self, row: Row) -> list[FloatArray]:
+        """What every choice loses against a row's, plus more than all of it for any change."""
         spread = sum(float(np.ptp(score)) for score in self.sensitivity)
-        change = spread + 1.0
         losses = []
         for score, index in zip(self.sensitivity, row, strict=True):
-            loss = score - score[index] + change
+            loss = score - score[index] + (spread + 1.0)
             loss[index] = 0.0
             losses.append(loss)
-        return Knapsack(losses, self.crossbars, self.budget).solve().row
+        return losses
 
-    def scalarised(self, weights: dict[str, float]) -> list[FloatArray]:
+    def scalarised(self, weights: Mapping[str, float]) -> list[FloatArray]:
         """Per group the weighted sum of scores.
 
         Args:
-            weights: ``sensitivity`` or a metric of :attr:`costs` -> weight.
+            weights: ``sensitivity`` or an objective of :attr:`objective_costs` -> weight.
         """
         result = [np.zeros(len(score)) for score in self.sensitivity]
         for name, weight in weights.items():
-            scores = self.sensitivity if name == "sensitivity" else self.costs[name]
+            scores = self.sensitivity if name == "sensitivity" else self.objective_costs[name]
             result = [sum_ + weight * score for sum_, score in zip(result, scores, strict=True)]
         return result
 
+    @cached_property
+    def nearest(self) -> Row:
+        """The row whose largest excess, relative to its additive limit, is smallest."""
+        return nearest(list(self.additive_limits.values()))
 
-def exact_seeds(problem: SearchProblem, objectives: Sequence[str], count: int) -> list[Row]:
-    """Provably optimal rows for a sweep over the trade-offs between the objectives.
 
-    Each is the exact minimum of a weighted sum of sensitivity (which stands for accuracy) and the
-    additive costs under the budget. The first row is the one of least sensitivity, the last one
-    the cheapest in the last cost; between them the weights are swept over six decades, since
-    losses grow exponentially where costs grow linearly, and ``count`` rows are kept evenly.
+def _greedy(row: Row, sensitivity: Sequence[FloatArray], limits: Sequence[Limit]) -> Row | None:
+    """Change one group after the other until additive limits are kept; None where it is stuck.
 
-    Args:
-        problem: the problem.
-        objectives: objective names; ``accuracy`` and the costs.
-        count: how many different rows at most.
-
-    Raises:
-        Infeasible: no row keeps the budget.
+    Each change is the one whose fall in excess, summed over the limits and relative to each, is
+    largest for the sensitivity that it adds.
     """
-    costs = [name for name in objectives if name in problem.costs]
-
-    def solve(weights: dict[str, float]) -> Row:
-        losses = problem.scalarised(weights)
-        return Knapsack(losses, problem.crossbars, problem.budget).solve().row
-
-    best = solve({"sensitivity": 1.0})
-    rows: dict[Row, None] = {best: None}
-    extremes = {name: solve({name: 1.0, "sensitivity": 1e-12}) for name in costs}
-    scale = {"sensitivity": _range(problem.sensitivity, problem, best, extremes.values())}
-    for name in costs:
-        scale[name] = _range(problem.costs[name], problem, best, extremes.values())
-    # Alternate between the costs and their equal mix, from gentle to strong.
-    mixes = [[name] for name in costs] + ([costs] if len(costs) > 1 else [])
-    steps = max(2, 2 * count)
-    for strength in np.geomspace(1e-3, 1e3, steps):
-        for mix in mixes:
-            weights = {"sensitivity": 1.0 / scale["sensitivity"]}
-            weights |= {name: strength / len(mix) / scale[name] for name in mix}
-            rows[solve(weights)] = None
-    for row in extremes.values():
-        rows[row] = None
-    return _evenly(list(rows), count)
-
-
-def _range(
-    scores: Sequence[FloatArray], problem: SearchProblem, best: Row, others: object
-) -> float:
-    totals = [problem.total(scores, row) for row in (best, *others)]  # type: ignore[misc]
-    return max(max(totals) - min(totals), 1e-12)
-
-
-def _evenly(rows: list[Row], count: int) -> list[Row]:
-    """At most ``count`` of the rows, the first and the last among them, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    picks = np.unique(np.round(np.linspace(0, len(rows) - 1, count)).astype(int))
-    return [rows[pick] for pick in picks]
+    current = list(row)
+    groups = range(len(row))
+    totals = np.array([total(limit.scores, row) for limit in limits])
+    bounds = np.array([limit.bound for limit in limits])
+    scale = np.where(bounds == 0, 1.0, np.abs(bounds))
+    costs = [
+        np.stack([np.asarray(limit.scores[group], dtype=float) for limit in limits])
+        for group in groups
+    ]
+    spreads = [np.ptp(score[np.isfinite(score)]) for score in sensitivity]
+    typical = max(1e-12, float(np.mean(spreads)))
+    for _ in range(4 * len(row)):
+        over = np.maximum(totals - bounds, 0) / scale
+        if not over.any():
+            return tuple(current)
+        best, change = 0.0, None
+        for group in groups:
+            delta = costs[group] - costs[group][:, current[group], None]
+            after = np.maximum(totals[:, None] + delta - bounds[:, None], 0) / scale[:, None]
+            fall = over.sum() - after.sum(axis=0)
+            lost = np.maximum(sensitivity[group] - sensitivity[group][current[group]], 0)
+            gain = fall / (lost + 1e-3 * typical)
+            index = int(np.argmax(gain))
+            if gain[index] > best:
+                best, change = float(gain[index]), (group, index)
+        if change is None:
+            return None
+        group, index = change
+        totals = totals + costs[group][:, index] - costs[group][:, current[group]]
+        current[group] = index
+    return None

@@ -1,64 +1,60 @@
-"""Samplers whose every proposal keeps the budget and is new.
+"""Samplers whose every proposal keeps the limits and is new.
 
-Both are ordinary ``optuna.samplers.BaseSampler`` objects over one integer parameter per group (the
+They are ordinary ``optuna.samplers.BaseSampler`` objects over one integer parameter per group (the
 index of its choice, ordered by crossbars). Their randomness depends on the seed and the number of
 the trial alone, so a resumed search proposes what the uninterrupted one would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from epim_nas.space.space import Row
-from epim_nas.study.pareto import non_dominated
+from epim_nas.study.history import History, distributions, params_of, row_of
 from epim_nas.study.problem import SearchProblem
 
+HOW_ATTRIBUTE = "epim:how"
+"""System attribute of a trial: how its design came about, in words."""
 
-def distributions(problem: SearchProblem) -> dict[str, BaseDistribution]:
-    """One integer parameter per group: the index of its choice."""
-    return {group.name: IntDistribution(0, len(group) - 1) for group in problem.space.groups}
-
-
-def row_of(params: Mapping[str, Any], problem: SearchProblem) -> Row:
-    """The row of a trial's parameters."""
-    return tuple([int(params[group.name]) for group in problem.space.groups])
+_ATTEMPTS = 200
+"""Mutations of a known design until a new one is found."""
 
 
-def params_of(row: Sequence[int], problem: SearchProblem) -> dict[str, int]:
-    """The parameters of a row."""
-    return {group.name: int(index) for group, index in zip(problem.space.groups, row, strict=True)}
-
-
-class _FeasibleSampler(BaseSampler):
-    """Turns raw proposals into rows that keep the budget and were not proposed before.
+class FeasibleSampler(BaseSampler):
+    """Turns raw proposals into rows that keep the limits and were not proposed before.
 
     Args:
-        problem: space, scores and budget.
+        problem: space, scores and limits.
         seed: seed of the search.
+        repair: whether proposals are repaired and moved away from known ones. Without, they are
+            left as they are.
     """
 
-    def __init__(self, problem: SearchProblem, seed: int) -> None:
+    def __init__(self, problem: SearchProblem, seed: int, repair: bool = True) -> None:
         self._problem = problem
         self._seed = seed
+        self._repair = repair
+        self._history = History(problem)
+        self._distributions = distributions(problem)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
-    ) -> Sequence[int]:
-        """A row, feasible or not."""
+    ) -> tuple[Sequence[int], str]:
+        """A row, feasible or not, and how it came about."""
         raise NotImplementedError
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """All parameters are sampled together: the budget joins them."""
-        return distributions(self._problem)
+        """All parameters are sampled together: the limits join them."""
+        return self._distributions
 
     def sample_relative(
         self,
@@ -67,15 +63,25 @@ class _FeasibleSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """The parameters of a feasible, new row."""
+        if "fixed_params" in trial.system_attrs:
+            return {}  # a seed, or a proposal of an interrupted search
         rng = np.random.default_rng([self._seed, trial.number])
-        row = self._problem.repair(self.propose(study, trial, rng))
-        known = _known_rows(study, trial.number, self._problem)
-        for attempt in range(200):
-            if row not in known:
+        self._history.follow(study, trial.number)
+        proposed, how = self.propose(study, trial, rng)
+        row = tuple(int(index) for index in proposed)
+        if self._repair:
+            row = self._new(self._problem.repair(row), rng)
+        # Only the storage can note something in a trial that is being sampled.
+        study._storage.set_trial_system_attr(trial._trial_id, HOW_ATTRIBUTE, how)
+        return dict(params_of(row, self._problem))
+
+    def _new(self, row: Row, rng: np.random.Generator) -> Row:
+        for attempt in range(_ATTEMPTS):
+            if row not in self._history.proposed:
                 break
             # A known design costs an evaluation and teaches nothing: move further away each time.
             row = self._problem.repair(mutate(row, self._problem, rng, 1 + attempt // 20))
-        return dict(params_of(row, self._problem))
+        return row
 
     def sample_independent(
         self,
@@ -88,64 +94,30 @@ class _FeasibleSampler(BaseSampler):
         raise RuntimeError(f"the parameter `{param_name}` is not in the search space")
 
 
-class EpitomeSampler(_FeasibleSampler):
-    """Evolution around the measured front: crossover of parents on it, local moves, exact repair.
-
-    Of a pool of children one is evaluated: the best under a random weighting of the additive
-    scores (as ParEGO weighs its objectives; Knowles, 2006). So every direction of the front is
-    tried, and children that the scores already know to be poor are not.
+class OptunaSampler(FeasibleSampler):
+    """Any Optuna sampler; every proposal is repaired into the limits unless told otherwise.
 
     Args:
-        problem: space, scores and budget.
-        seed: seed of the search.
-        crossover: probability of two parents instead of one.
-        pool: children to choose from.
-    """
-
-    def __init__(
-        self, problem: SearchProblem, seed: int, crossover: float = 0.5, pool: int = 8
-    ) -> None:
-        super().__init__(problem, seed)
-        self._crossover = crossover
-        self._pool = pool
-
-    def propose(
-        self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
-    ) -> Sequence[int]:
-        """A child of the front; uniform where there is none yet."""
-        parents = _front_rows(study, self._problem)
-        if not parents:
-            return [int(rng.integers(len(group))) for group in self._problem.space.groups]
-        children = [self._child(parents, rng) for _ in range(self._pool)]
-        weights = rng.dirichlet(np.ones(1 + len(self._problem.costs)))
-        return children[int(np.argmin(_scaled_scores(children, self._problem) @ weights))]
-
-    def _child(self, parents: Sequence[Row], rng: np.random.Generator) -> Row:
-        child: Sequence[int] = parents[int(rng.integers(len(parents)))]
-        if len(parents) > 1 and rng.random() < self._crossover:
-            other = parents[int(rng.integers(len(parents)))]
-            child = [a if rng.random() < 0.5 else b for a, b in zip(child, other, strict=True)]
-        return self._problem.repair(mutate(child, self._problem, rng, int(rng.integers(1, 4))))
-
-
-class RepairedSampler(_FeasibleSampler):
-    """Any Optuna sampler with every proposal repaired into the budget.
-
-    Args:
-        problem: space, scores and budget.
+        problem: space, scores and limits.
         seed: seed of the search.
         make: makes the inner sampler from a seed.
+        repair: see :class:`FeasibleSampler`. Without, the sampler has only the constraints of
+            finished trials to keep within the limits.
     """
 
     def __init__(
-        self, problem: SearchProblem, seed: int, make: Callable[[int], BaseSampler]
+        self,
+        problem: SearchProblem,
+        seed: int,
+        make: Callable[[int], BaseSampler],
+        repair: bool = True,
     ) -> None:
-        super().__init__(problem, seed)
+        super().__init__(problem, seed, repair)
         self._make = make
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
-    ) -> Sequence[int]:
+    ) -> tuple[Sequence[int], str]:
         """The inner sampler's proposal."""
         # A fresh sampler a trial: its random state would not survive a restart otherwise. What
         # Optuna's samplers remember of earlier trials they read from the study.
@@ -155,10 +127,10 @@ class RepairedSampler(_FeasibleSampler):
             self._select_parents(study, inner.get_trial_generation(study, trial))
         inner_space = inner.infer_relative_search_space(study, trial)
         params = inner.sample_relative(study, trial, inner_space) if inner_space else {}
-        for name, distribution in distributions(self._problem).items():
+        for name, distribution in self._distributions.items():
             if name not in params:
                 params[name] = inner.sample_independent(study, trial, name, distribution)
-        return row_of(params, self._problem)
+        return row_of(params, self._problem), type(inner).__name__
 
     def _select_parents(self, study: optuna.Study, generation: int) -> None:
         """Let a genetic sampler select the parents of each generation up to this one.
@@ -197,42 +169,11 @@ def mutate(
     return child
 
 
-def _scaled_scores(
-    rows: Sequence[Row], problem: SearchProblem
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(rows, 1 + costs) additive scores, each scaled to 0 (best of the rows) .. 1 (worst)."""
-    # Accuracy falls with the logarithm of the expected loss rather than with the loss.
-    losses = [np.log(max(problem.total(problem.sensitivity, row), 1e-12)) for row in rows]
-    columns = [losses] + [
-        [problem.total(scores, row) for row in rows] for scores in problem.costs.values()
-    ]
-    table = np.array(columns, dtype=np.float64).T
-    low = table.min(axis=0)
-    spread = table.max(axis=0) - low
-    return (table - low) / np.where(spread > 0, spread, 1.0)
+def cross(first: Sequence[int], second: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """A child that takes every group's choice from either parent."""
+    return [int(a if rng.random() < 0.5 else b) for a, b in zip(first, second, strict=True)]
 
 
-def _known_rows(study: optuna.Study, number: int, problem: SearchProblem) -> set[Row]:
-    trials = study.get_trials(deepcopy=False)
-    size = len(problem.space)  # a waiting trial has no parameters yet, nor has a failed ask
-    return {
-        row_of(trial.params, problem)
-        for trial in trials
-        if trial.number != number and len(trial.params) == size
-    }
-
-
-def _front_rows(study: optuna.Study, problem: SearchProblem) -> list[Row]:
-    """Rows of the non-dominated finished trials."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in trials if _feasible(trial.constraints.values())]
-    if not trials:
-        return []
-    points = np.array([trial.values for trial in trials], dtype=float)
-    maximise = [d == optuna.study.StudyDirection.MAXIMIZE for d in study.directions]
-    mask = non_dominated(points, maximise)
-    return [row_of(trial.params, problem) for trial, keep in zip(trials, mask, strict=True) if keep]
-
-
-def _feasible(constraints: Iterable[float]) -> bool:
-    return all(value <= 0 for value in constraints)
+def random_row(problem: SearchProblem, rng: np.random.Generator) -> list[int]:
+    """A row whose choices are drawn uniformly; it need not be feasible."""
+    return [int(rng.integers(len(group))) for group in problem.space.groups]

@@ -25,14 +25,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_json
 from epim_nas.space.space import Row, SearchSpace
+from epim_nas.study.metrics import maximised, metric_of
 from epim_nas.study.results import Origin, TrialRecord
 
 log = logging.getLogger(__name__)
 
 STUDY_NAME = "epim_nas"
 
-DIRECTIONS = {"accuracy": StudyDirection.MAXIMIZE}
-"""Direction of the objectives that are not minimised."""
+DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TrialStore:
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
             repair_journal(path)
-        directions = [DIRECTIONS.get(name, StudyDirection.MINIMIZE) for name in self.objectives]
+        directions = [DIRECTIONS[more] for more in maximised(self.objectives)]
         try:
             if read_only:
                 self.study = optuna.load_study(study_name=STUDY_NAME, storage=open_journal(path))
@@ -183,7 +183,10 @@ class TrialStore:
             state, values = TrialState.FAIL, None
             attributes["error"] = error
         else:
-            state, values = TrialState.COMPLETE, [metrics[name] for name in self.objectives]
+            state, values = (
+                TrialState.COMPLETE,
+                [metrics[metric_of(name)] for name in self.objectives],
+            )
             attributes["metrics"] = dict(metrics)
         trial = create_trial(
             state=state,

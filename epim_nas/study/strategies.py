@@ -1,10 +1,11 @@
-"""Search strategies by name: how new designs are proposed after the seeds."""
+"""Search strategies by name: what is scored first, and how designs are proposed after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from optuna.samplers import (
     BaseSampler,
@@ -15,10 +16,29 @@ from optuna.samplers import (
 )
 
 from epim_nas.errors import InputError, nearest
+from epim_nas.study.epitome_sampler import EpitomeSampler
+from epim_nas.study.evolution import EvolutionSampler
 from epim_nas.study.problem import SearchProblem
-from epim_nas.study.samplers import EpitomeSampler, RepairedSampler
+from epim_nas.study.samplers import OptunaSampler
 
-Make = Callable[[SearchProblem, int], BaseSampler]
+
+@dataclass(frozen=True)
+class Options:
+    """What the run file says about how to propose.
+
+    Attributes:
+        fitness: metric that ``evolution`` minimises.
+        population: designs of a generation of ``evolution``, ``nsga2`` and ``nsga3``.
+        repair: whether proposals of Optuna's own samplers are repaired into the limits; without,
+            they know the limits only as constraints of finished trials.
+    """
+
+    fitness: str = "latency_ns"
+    population: int = 20
+    repair: bool = True
+
+
+Make = Callable[[SearchProblem, int, Options], BaseSampler]
 
 
 @dataclass(frozen=True)
@@ -28,61 +48,75 @@ class Strategy:
     Attributes:
         name: its name in the run file.
         summary: one line for people.
-        make: makes the sampler for a problem and a seed.
-        seeded: whether the exact front is evaluated first.
-        proposes: whether anything is proposed after the seeds.
+        make: makes the sampler for a problem, a seed and options.
+        first: what is scored first: the ``exact`` front, designs of a ``gradient`` descent, or
+            nothing.
+        proposes: whether anything is proposed after those.
     """
 
     name: str
     summary: str
     make: Make
-    seeded: bool = True
+    first: str = "exact"
     proposes: bool = True
 
 
-def _repaired(inner: Callable[[int], BaseSampler]) -> Make:
-    return partial(_make_repaired, inner)
+def _epitome(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
+    return EpitomeSampler(problem, seed)
 
 
-def _make_repaired(
-    inner: Callable[[int], BaseSampler], problem: SearchProblem, seed: int
-) -> BaseSampler:
-    return RepairedSampler(problem, seed, inner)
+def _evolution(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
+    return EvolutionSampler(
+        problem, seed, options.fitness, options.population, max(2, options.population // 4)
+    )
+
+
+def _of_optuna(kind: Callable[..., BaseSampler], **arguments: Any) -> Make:
+    def make(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
+        own = dict(arguments)
+        if kind in (NSGAIISampler, NSGAIIISampler):
+            own["population_size"] = options.population
+        inner = partial(_seeded, kind, own)
+        return OptunaSampler(problem, seed, inner, options.repair)
+
+    return make
+
+
+def _seeded(kind: Callable[..., BaseSampler], arguments: dict[str, Any], seed: int) -> BaseSampler:
+    return kind(seed=seed, **arguments)
 
 
 STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy(
-            "epitome", "exact seeds, then evolution around the measured front", EpitomeSampler
+            "epitome",
+            "exact seeds, then exact solutions of corrected scores and evolution around the front",
+            _epitome,
+        ),
+        Strategy("exact", "the exact front of the additive scores alone", _epitome, proposes=False),
+        Strategy(
+            "gradient",
+            "Gumbel-softmax descent through supernet and costs, rounded exactly into the limits",
+            _epitome,
+            first="gradient",
+            proposes=False,
         ),
         Strategy(
-            "exact", "the exact front of the additive scores alone", EpitomeSampler, proposes=False
+            "evolution",
+            "EPIM's layer-wise evolution by one hardware cost, no seeds",
+            _evolution,
+            first="",
         ),
-        Strategy(
-            "nsga2",
-            "Optuna's NSGA-II, repaired into the budget, no seeds",
-            _repaired(lambda seed: NSGAIISampler(seed=seed, population_size=20)),
-            seeded=False,
-        ),
-        Strategy(
-            "nsga3",
-            "Optuna's NSGA-III, repaired into the budget, no seeds",
-            _repaired(lambda seed: NSGAIIISampler(seed=seed, population_size=20)),
-            seeded=False,
-        ),
+        Strategy("nsga2", "Optuna's NSGA-II, no seeds", _of_optuna(NSGAIISampler), first=""),
+        Strategy("nsga3", "Optuna's NSGA-III, no seeds", _of_optuna(NSGAIIISampler), first=""),
         Strategy(
             "tpe",
-            "Optuna's multivariate TPE, repaired into the budget, no seeds",
-            _repaired(lambda seed: TPESampler(seed=seed, multivariate=True)),
-            seeded=False,
+            "Optuna's multivariate TPE, no seeds",
+            _of_optuna(TPESampler, multivariate=True),
+            first="",
         ),
-        Strategy(
-            "random",
-            "random designs repaired into the budget, no seeds",
-            _repaired(lambda seed: RandomSampler(seed=seed)),
-            seeded=False,
-        ),
+        Strategy("random", "random designs, no seeds", _of_optuna(RandomSampler), first=""),
     )
 }
 

@@ -210,7 +210,22 @@ CASES: list[Case] = [
     ),
     ("strategy", lambda p: p.search("search.strategy=epitom"), ("search.strategy", "`epitome`?")),
     ("objective", lambda p: p.search("objectives=[accuracy, power]"), ("objectives.1", "power")),
-    ("without accuracy", lambda p: p.search("objectives=[energy_nj]"), ("objectives", "accuracy")),
+    (
+        "direction",
+        lambda p: p.search("objectives=[accuracy, most rounds]"),
+        ("objectives.1", "`most rounds`", "`min` or `max`"),
+    ),
+    (
+        "metric twice",
+        lambda p: p.search("objectives=[rounds, max rounds]"),
+        ("objectives", "twice"),
+    ),
+    (
+        "several budgets out of reach",
+        lambda p: p.search("budget={crossbars: 20, energy_nj: 1}"),
+        ("budget.energy_nj", "nearest has", "alone, each is reachable from", "nearest.yaml"),
+    ),
+    ("fitness", lambda p: p.search("search.fitness=power"), ("search.fitness", "'edp_nj_ns'")),
     ("objective twice", lambda p: p.search("objectives=[accuracy, accuracy]"), ("objectives",)),
     ("executor", lambda p: p.search("executor.kind=dask"), ("executor.kind", "dask", "'ray'")),
     ("device", lambda p: p.search("device=gpu"), ("device", "gpu", "cpu")),

@@ -15,7 +15,8 @@ from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.trials import run_trials
 from epim_nas.space.space import Row
-from epim_nas.study.problem import SearchProblem, exact_seeds
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.store import Pending, TrialStore
 from epim_nas.study.strategies import STRATEGIES
 from tests.study.conftest import make_problem
@@ -64,12 +65,15 @@ def search(
         row = problem.space.row(design)
         return {name: problem.total(scores, row) for name, scores in problem.costs.items()}
 
-    search_config = SimpleNamespace(strategy=strategy, trials=trials)
+    search_config = SimpleNamespace(
+        strategy=strategy, trials=trials, fitness="latency_ns", population=20, repair=True
+    )
     setup: Any = SimpleNamespace(
         config=SimpleNamespace(search=search_config, seed=3), metrics=metrics
     )
     store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space)
-    seeds = exact_seeds(problem, OBJECTIVES, 5)
+    first = STRATEGIES[strategy].first
+    seeds = [seed.row for seed in exact_seeds(problem, 5)] if first else []
     workers = Workers(problem, capacity, calls, len(store.trials()))
     try:
         run_trials(setup, problem, seeds, store, workers, Reporter())
@@ -119,9 +123,13 @@ def test_a_number_that_was_asked_in_vain_is_not_given_again(
     problem = make_problem()
     store = TrialStore(tmp_path / "study.journal", OBJECTIVES, problem.space)
     measured = dict.fromkeys(OBJECTIVES, 0.5)
-    for asked, row in zip((0, 1, 3), exact_seeds(problem, OBJECTIVES, 3), strict=True):
+    for asked, seed in zip((0, 1, 3), exact_seeds(problem, 3), strict=True):
         store.add(
-            Pending(asked, row, "search"), measured, constraints={}, finished_at=1.0, seconds=1.0
+            Pending(asked, seed.row, "search"),
+            measured,
+            constraints={},
+            finished_at=1.0,
+            seconds=1.0,
         )
     after = search(tmp_path, problem, "random", 8)
     assert [trial.user_attrs["asked"] for trial in after] == [0, 1, 3, 4, 5, 6, 7, 8]

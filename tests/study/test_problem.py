@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from epim_nas.study.knapsack import Infeasible
-from epim_nas.study.problem import SearchProblem, exact_seeds
-from tests.study.conftest import make_problem
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.seeds import exact_seeds
+from tests.study.conftest import make_pipelined, make_problem
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -35,7 +37,7 @@ def test_a_feasible_row_is_left_alone(problem: SearchProblem) -> None:
 
 def test_seeds_keep_the_budget_and_start_with_the_optimum() -> None:
     problem = make_problem(groups=4, choices=5, slack=8)
-    seeds = exact_seeds(problem, ["accuracy", "latency_ns", "energy_nj"], 9)
+    seeds = [seed.row for seed in exact_seeds(problem, 9)]
     assert 3 <= len(seeds) <= 9
     assert len(set(seeds)) == len(seeds)
     assert all(problem.is_feasible(row) for row in seeds)
@@ -52,5 +54,97 @@ def test_seeds_keep_the_budget_and_start_with_the_optimum() -> None:
 def test_an_unreachable_budget_says_the_least() -> None:
     problem = make_problem(slack=-1)
     with pytest.raises(Infeasible) as caught:
-        exact_seeds(problem, ["accuracy", "latency_ns"], 4)
-    assert caught.value.least == problem.budget + 1
+        exact_seeds(problem, 4)
+    assert caught.value.least == problem.limits["crossbars"] + 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limits_that_are_not_additive_are_kept_by_their_real_values(seed: int) -> None:
+    problem = make_pipelined(groups=4, choices=5, seed=seed)
+    assert problem.model is not None
+    every = np.array(list(itertools.product(range(5), repeat=4)))
+    real = problem.model(every)
+    kept = np.all([real[name] <= bound for name, bound in problem.limits.items()], axis=0)
+    assert 0 < kept.sum() < len(every)
+    for row, feasible in zip(every[::7], kept[::7], strict=True):
+        assert problem.is_feasible(row) == feasible
+        repaired = problem.repair(row)
+        assert problem.is_feasible(repaired)
+        if feasible:
+            assert repaired == tuple(row)
+    solution = problem.solve(problem.sensitivity)
+    assert problem.is_feasible(solution.row)
+    best = min(problem.total(problem.sensitivity, row) for row in every[kept])
+    # A certificate is about the tightened limits; the real optimum is not far.
+    assert best <= solution.loss <= 1.5 * best
+
+
+def test_violations_name_every_limit_with_its_excess() -> None:
+    problem = make_pipelined()
+    assert problem.model is not None
+    row = problem.fastest()
+    real = problem.model(np.array([row]))
+    assert problem.violations(row) == pytest.approx(
+        {name: float(real[name][0]) - bound for name, bound in problem.limits.items()}
+    )
+
+
+def test_seeds_of_a_pipeline_are_not_dominated_and_reach_its_least_latency() -> None:
+    problem = make_pipelined(groups=4, choices=5, seed=1)
+    assert problem.model is not None
+    every = np.array(list(itertools.product(range(5), repeat=4)))
+    feasible = np.array([row for row in every if problem.is_feasible(row)])
+    seeds = exact_seeds(problem, 10)
+    rows = np.array([seed.row for seed in seeds])
+    assert all(problem.is_feasible(row) for row in rows)
+    least = problem.model(feasible)["latency_ns"].min()
+    assert problem.model(rows)["latency_ns"].min() <= 1.05 * least
+    assert all(problem.slowest(seed.row) <= seed.cap for seed in seeds)
+
+    def judged(found: np.ndarray) -> np.ndarray:
+        real = problem.model(found)  # type: ignore[misc]
+        loss = [problem.total(problem.sensitivity, row) for row in found]
+        return np.stack([loss, real["latency_ns"], real["energy_nj"]], axis=1)
+
+    values = judged(rows)
+    for value in values:
+        assert not ((values <= value).all(axis=1) & (values < value).any(axis=1)).any()
+
+
+def test_accuracy_against_crossbars_takes_the_whole_front_in_one_pass() -> None:
+    problem = make_problem(groups=4, choices=5, slack=20)
+    problem = replace(problem, objectives=("accuracy", "crossbars"))
+    seeds = exact_seeds(problem, 100)
+    every = list(itertools.product(range(5), repeat=4))
+    best: dict[int, float] = {}
+    for row in every:
+        weight = problem.weight(row)
+        loss = problem.total(problem.sensitivity, row)
+        best[weight] = min(best.get(weight, np.inf), loss)
+    front, lowest = [], np.inf
+    for weight in sorted(best):
+        if weight <= problem.limits["crossbars"] and best[weight] < lowest:
+            lowest = best[weight]
+            front.append((weight, lowest))
+    found = sorted((problem.weight(seed.row), seed) for seed in seeds)
+    assert [weight for weight, _ in found] == [weight for weight, _ in front]
+    assert all(seed.certificate.optimal for seed in seeds)
+
+
+def test_without_accuracy_the_seeds_are_the_cheapest() -> None:
+    problem = replace(make_problem(groups=4, choices=4, slack=15), objectives=("energy_nj",))
+    (first, *_) = exact_seeds(problem, 5)
+    every = [r for r in itertools.product(range(4), repeat=4) if problem.is_feasible(r)]
+    least = min(problem.total(problem.costs["energy_nj"], row) for row in every)
+    assert problem.total(problem.costs["energy_nj"], first.row) == pytest.approx(least)
+
+
+def test_objectives_of_either_direction_have_costs_that_fall_as_they_get_better() -> None:
+    problem = replace(
+        make_problem(), objectives=("accuracy", "compression", "max energy_nj", "utilization")
+    )
+    problem = replace(problem, costs={**problem.costs, "compression": problem.costs["crossbars"]})
+    costs = problem.objective_costs
+    assert set(costs) == {"compression", "max energy_nj"}
+    assert costs["compression"][0] == pytest.approx(problem.crossbars[0])
+    assert costs["max energy_nj"][0] == pytest.approx(-problem.costs["energy_nj"][0])

@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from epim_nas import InputError
+from epim_nas.study.history import distributions, params_of, row_of
 from epim_nas.study.problem import SearchProblem
-from epim_nas.study.samplers import distributions, params_of, row_of
-from epim_nas.study.strategies import STRATEGIES, find_strategy
+from epim_nas.study.strategies import STRATEGIES, Options, find_strategy
 from tests.study.conftest import make_problem
 
 PROPOSING = [name for name, strategy in STRATEGIES.items() if strategy.proposes]
@@ -25,14 +25,14 @@ def run(
 ) -> optuna.Study:
     fresh = optuna.create_study(
         directions=["maximize", "minimize", "minimize"],
-        sampler=STRATEGIES[name].make(problem, seed),
+        sampler=STRATEGIES[name].make(problem, seed, Options()),
     )
     if study is not None:
         fresh.add_trials(study.get_trials())
     while len(fresh.trials) < trials:
         trial = fresh.ask(distributions(problem))
         row = row_of(trial.params, problem)
-        trial.set_constraint("crossbars", problem.weight(row) - problem.budget)
+        trial.set_constraint("crossbars", problem.violations(row)["crossbars"])
         fresh.tell(trial, values(problem, row))
     return fresh
 
@@ -64,7 +64,7 @@ def test_designs_in_flight_are_not_proposed_again(name: str) -> None:
     problem = make_problem(groups=3, choices=4, slack=10)
     study = optuna.create_study(
         directions=["maximize", "minimize", "minimize"],
-        sampler=STRATEGIES[name].make(problem, 0),
+        sampler=STRATEGIES[name].make(problem, 0, Options()),
     )
     asked = [row_of(study.ask(distributions(problem)).params, problem) for _ in range(6)]
     assert len(set(asked)) == 6

@@ -84,7 +84,7 @@ def test_bits_warm_up_falls_linearly_to_none() -> None:
         for group in problem.space.groups
     )
     space = type(problem.space)("bits", "net", groups)
-    problem = SearchProblem(space, problem.crossbars, problem.sensitivity, {}, problem.budget)
+    problem = SearchProblem(space, problem.sensitivity, problem.costs, problem.limits)
     sandwich = Sandwich(problem, [], 0, random=50, around="uniform", warmup_steps=100)
 
     def low(step: int) -> float:

@@ -1,0 +1,295 @@
+"""From a run file to the search problem: limits, additive costs, whether any design keeps them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from epim_nas.epitome.design import Design
+from epim_nas.errors import InputError
+from epim_nas.hardware import BatchCostModel, CostTable
+from epim_nas.pipeline.setup import Setup
+from epim_nas.space.space import Row, SearchSpace
+from epim_nas.study.exact import Scores, Unreachable, minimise
+from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
+from epim_nas.study.metrics import METRICS, metric_of
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.surrogate import fit_additive
+from epim_nas.supernet.sensitivity import Table
+
+log = logging.getLogger(__name__)
+
+_CALIBRATION_DESIGNS = 256
+"""Designs whose whole costs the additive costs are fitted to; a fraction of a second."""
+_WORD = {"crossbars": "crossbars", "tiles": "tiles", "weight_bits": "bits of weights"}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of whole designs by rows of a search space.
+
+    Attributes:
+        model: the cost model of the space's choices.
+        table: their additive costs, for what the model does not total.
+        groups: (layers,) which group of a row decides each layer of the model.
+        dense_crossbars: crossbars of the dense network with 32-bit weights.
+    """
+
+    model: BatchCostModel
+    table: CostTable
+    groups: npt.NDArray[np.int64]
+    dense_crossbars: int
+
+    @classmethod
+    def of(cls, setup: Setup, space: SearchSpace) -> Costs:
+        """The costs of a space's designs."""
+        choices = space.layer_choices
+        model, table = setup.cost.batch(choices), setup.cost.table(choices)
+        assert model.names == table.names
+        owner = {
+            layer: number for number, group in enumerate(space.groups) for layer in group.layers
+        }
+        groups = np.array([owner[name] for name in model.names])
+        return cls(model, table, groups, setup.dense_crossbars)
+
+    def __call__(self, rows: IntArray) -> dict[str, FloatArray]:
+        """(N, groups) rows -> metric -> (N,) values."""
+        by_layer = np.asarray(rows)[:, self.groups]
+        totals = dict(self.model.totals(by_layer))
+        totals["weight_bits"] = self.table.totals(by_layer)["weight_bits"].astype(np.float64)
+        totals["edp_nj_ns"] = totals["energy_nj"] * totals["latency_ns"]
+        totals["compression"] = self.dense_crossbars / totals["crossbars"]
+        return totals
+
+
+def limits_of(setup: Setup) -> dict[str, float]:
+    """Metric -> largest value, of the run file's budget."""
+    budget = setup.config.budget
+    limits = {
+        name: value
+        for name, value in budget.model_dump(exclude={"compression"}).items()
+        if value is not None
+    }
+    if budget.compression is not None:
+        limits["crossbars"] = int(setup.dense_crossbars / budget.compression)
+    return limits
+
+
+def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
+    """The search problem, without sensitivity: every choice counts as free of loss.
+
+    Costs that are sums over layers are taken from the cost table. Those that are not (the pipelined
+    latency, buffers of a size for all) get the additive costs that fit whole designs best.
+    """
+    limits = limits_of(setup)
+    objectives = tuple(setup.config.objectives)
+    wanted = {"crossbars", *limits, *(metric_of(objective) for objective in objectives)}
+    scores: dict[str, Scores] = {}
+    constants: dict[str, float] = {}
+    for name in METRICS:
+        metric = METRICS[name]
+        if name not in wanted or not metric.additive:
+            continue
+        columns = [space.group_sums(costs.table.by_layer(part)) for part in metric.additive]
+        scores[name] = columns[0] if metric.exact else _added(columns)
+        constants[name] = float(costs.table.constant[metric.additive[0]]) if metric.exact else 0.0
+    problem = SearchProblem(
+        space=space,
+        sensitivity=[np.zeros(len(group)) for group in space.groups],
+        costs=scores,
+        limits=limits,
+        objectives=objectives,
+        constants=constants,
+        model=costs,
+        times=_slowest(space, costs.table.by_layer("sequential_latency_ns")),
+    )
+    return _calibrated(problem, costs, setup.config.seed)
+
+
+def with_sensitivity(problem: SearchProblem, sensitivity: Table) -> SearchProblem:
+    """The problem with what its choices lose."""
+    return replace(problem, sensitivity=problem.space.group_sums(sensitivity))
+
+
+def _added(columns: Sequence[Sequence[npt.NDArray[np.generic]]]) -> list[FloatArray]:
+    """The sum of additive costs, each relative to its mean total where there are several."""
+    sizes = [
+        sum(float(np.mean(np.asarray(score, dtype=float))) for score in column) or 1.0
+        for column in columns
+    ]
+    if len(columns) == 1:
+        sizes = [1.0]
+    return [
+        np.sum([np.asarray(s, dtype=float) / size for s, size in zip(group, sizes, strict=True)], 0)
+        for group in zip(*columns, strict=True)
+    ]
+
+
+def _slowest(space: SearchSpace, times: Mapping[str, npt.NDArray[np.generic]]) -> list[FloatArray]:
+    """Per group and choice the time (ns) of its slowest layer."""
+    return [
+        np.max([np.asarray(times[layer], dtype=float) for layer in group.layers], axis=0)
+        for group in space.groups
+    ]
+
+
+def _calibrated(problem: SearchProblem, costs: Costs, seed: int) -> SearchProblem:
+    """The problem with its inexact additive costs fitted to the costs of whole designs."""
+    inexact = [name for name in problem.costs if not METRICS[name].exact]
+    if not inexact:
+        return problem
+    rows = _typical_rows(problem, costs, seed)
+    real = costs(rows)
+    scores, constants = dict(problem.costs), dict(problem.constants)
+    for name in inexact:
+        prior = [np.asarray(score, dtype=float) for score in problem.costs[name]]
+        values = np.asarray(real[name], dtype=float)
+        if METRICS[name].maximise:
+            continue
+        model = fit_additive(rows, values, prior)
+        scores[name], constants[name] = model.scores, model.constant
+        log.info(
+            "%s: additive costs fitted to %d whole designs explain %.0f %% of the variance of "
+            "designs that are left out",
+            name, len(rows), 100 * max(0.0, 1 - model.error**2),
+        )  # fmt: skip
+    return replace(problem, costs=scores, constants=constants)
+
+
+def _typical_rows(problem: SearchProblem, costs: Costs, seed: int) -> IntArray:
+    """(designs, groups) designs like those that a search looks at: small, cheap, or precise.
+
+    Each is the exact solution of random weights of stored bits and additive costs, with noise on
+    every choice, within a random share of the crossbars that the limits allow.
+    """
+    rng = np.random.default_rng([seed, 41])
+    bits = problem.space.group_sums(costs.table.by_layer("weight_bits"))
+    precision = [-np.log(np.maximum(np.asarray(b, dtype=float), 1.0)) for b in bits]
+    terms = [precision, *([np.asarray(s, float) for s in c] for c in problem.costs.values())]
+    spans = [sum(float(np.ptp(score)) for score in term) or 1.0 for term in terms]
+    rows: dict[Row, None] = {}
+    for _ in range(4 * _CALIBRATION_DESIGNS):
+        weights = rng.dirichlet(np.full(len(terms), 0.5)) / spans
+        losses = []
+        for group in zip(*terms, strict=True):
+            scores = sum(
+                (weight * score for weight, score in zip(weights, group, strict=True)),
+                np.zeros(len(group[0])),
+            )
+            spread = float(np.ptp(scores)) or 1.0
+            losses.append(scores + 0.5 * spread * rng.random(len(scores)))
+        rows[_within(problem, losses, rng)] = None
+        if len(rows) == _CALIBRATION_DESIGNS:
+            break
+    found = list(rows)
+    while len(found) < 3:  # a space of one or two designs
+        found.append(found[0])
+    return np.array(found, dtype=np.int64)
+
+
+def _within(problem: SearchProblem, losses: Sequence[FloatArray], rng: np.random.Generator) -> Row:
+    """The row of least loss within a random share of the whole-numbered limits' slack."""
+    for name, limit in problem.additive_limits.items():
+        if METRICS[name].exact and limit.whole:
+            least = sum(float(np.min(score)) for score in limit.scores)
+            share = rng.random() ** 0.5
+            bound = int(least + share * max(0.0, limit.bound - least))
+            return minimise(losses, [replace(limit, bound=bound)]).row
+    return minimise(losses, []).row
+
+
+def check_reachable(setup: Setup, problem: SearchProblem) -> None:
+    """Check that some design keeps every limit.
+
+    Raises:
+        UnreachableBudget: none does, or none could be found.
+    """
+    try:
+        problem.solve([np.zeros(len(group)) for group in problem.space.groups])
+    except (Infeasible, Unreachable):
+        raise _unreachable(setup, problem) from None
+
+
+class UnreachableBudget(InputError):
+    """No design of the space keeps the budget.
+
+    Attributes:
+        design: the design that comes nearest.
+    """
+
+    design: Design | None = None
+
+
+def _unreachable(setup: Setup, problem: SearchProblem) -> UnreachableBudget:
+    row, nearest, least = _extremes(problem)
+    space, dense = problem.space.name, setup.dense_crossbars
+    broken = [name for name in problem.limits if nearest[name] > problem.limits[name]]
+    alone = [name for name in problem.limits if least[name] > problem.limits[name]]
+    name = next(iter(alone or broken or problem.limits))
+    field = f"budget.{name}"
+    if name == "crossbars" and setup.config.budget.compression is not None:
+        field = "budget.compression"
+    limit = problem.limits[name]
+    if len(problem.limits) == 1:
+        ratio = dense / least[name] if name == "crossbars" else 0.0
+        compared = f" ({ratio:.2f}x less than the dense network's {dense})" if ratio else ""
+        allowed = f"at least {_shown(name, least[name])}"
+        if ratio:
+            allowed += f", or a compression of at most {ratio:.2f}"
+        error = UnreachableBudget(
+            field,
+            f"asks for at most {_shown(name, limit)}, but the smallest design of the search space "
+            f"{space} has {_number(least[name])}{compared}",
+            allowed,
+            "Raise the budget, or add smaller epitomes or fewer bits to the space.",
+        )
+    else:
+        asked = ", ".join(_shown(n, v) for n, v in problem.limits.items())
+        found = ", ".join(_shown(n, nearest[n]) for n in problem.limits)
+        reachable = ", ".join(_shown(n, least[n]) for n in problem.limits)
+        error = UnreachableBudget(
+            field if alone else "budget",
+            f"no design of the search space {space} has at most {asked}; the one that comes "
+            f"nearest has {found}",
+            f"alone, each is reachable from {reachable}",
+            "Raise a limit, or add smaller epitomes or fewer bits to the space.",
+        )
+    error.design = problem.space.design(row)
+    return error
+
+
+def _extremes(problem: SearchProblem) -> tuple[Row, dict[str, float], dict[str, float]]:
+    """The design nearest to all limits, its values of their metrics, and the least value of each.
+
+    By the real costs of a few designs: additive costs that are fitted can err at the extremes.
+    """
+    rows = [problem.nearest]
+    assert isinstance(problem.model, Costs)
+    for name in problem.limits:
+        parts = METRICS[name].additive
+        raw = [problem.space.group_sums(problem.model.table.by_layer(part)) for part in parts]
+        for scores in (problem.costs[name], _added(raw)):
+            rows.append(tuple(int(np.argmin(score)) for score in scores))
+    rows.append(problem.fastest())
+    totals = problem.model(np.array(rows))
+    values = np.array([totals[name] for name in problem.limits])
+    bounds = np.array(list(problem.limits.values()))[:, None]
+    best = int(np.argmin((values / np.maximum(bounds, 1e-9)).max(axis=0)))
+    names = list(problem.limits)
+    return (
+        rows[best],
+        dict(zip(names, values[:, best].tolist(), strict=True)),
+        dict(zip(names, values.min(axis=1).tolist(), strict=True)),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{_number(value)} {_WORD.get(name, name)}"

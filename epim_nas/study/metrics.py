@@ -1,0 +1,131 @@
+"""What a design can be judged by: the metrics of a trial, and which way each is better.
+
+An objective is the name of a metric, which is then optimised in its natural direction, or the name
+after ``min`` or ``max``: ``utilization`` is maximised, ``min utilization`` minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from epim_nas.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a trial.
+
+    Attributes:
+        name: its name in results, with its unit.
+        text: what it is.
+        maximise: whether more is better.
+        measured: whether the network has to run on images for it; the others come from the cost
+            model or the sensitivity table.
+        additive: metrics of the cost table whose sum over layers stands for it in the exact
+            solver. Their sum is the metric itself where ``exact``; several are added after each
+            is divided by its total in a reference design (a product's first-order expansion).
+        exact: whether the additive metric is the metric itself, in every design.
+        limitable: whether a budget may bound it from above.
+    """
+
+    name: str
+    text: str
+    maximise: bool = False
+    measured: bool = False
+    additive: tuple[str, ...] = ()
+    exact: bool = False
+    limitable: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "top-1 on the search-validation images", maximise=True, measured=True),
+        Metric("loss", "cross-entropy on the search-validation images (nats)", measured=True),
+        Metric(
+            "expected_rank",
+            "expected order after training, from sensitivity and loss",
+            maximise=True,
+            measured=True,
+        ),
+        Metric("sensitivity", "additive sensitivity score (nats)"),
+        Metric("crossbars", "crossbars", additive=("crossbars",), exact=True, limitable=True),
+        Metric("tiles", "tiles", additive=("tiles",), exact=True, limitable=True),
+        Metric(
+            "weight_bits",
+            "bits of all stored weights",
+            additive=("weight_bits",),
+            exact=True,
+            limitable=True,
+        ),
+        Metric("rounds", "activation rounds, summed over layers", additive=("rounds",), exact=True),
+        Metric(
+            "latency_ns",
+            "pipelined latency of one inference",
+            additive=("sequential_latency_ns",),
+            limitable=True,
+        ),
+        Metric(
+            "sequential_latency_ns",
+            "latency with one layer after the other",
+            additive=("sequential_latency_ns",),
+            limitable=True,
+        ),
+        Metric("energy_nj", "energy of one inference", additive=("energy_nj",), limitable=True),
+        Metric("area_um2", "area of the tiles in use", additive=("area_um2",), limitable=True),
+        Metric(
+            "edp_nj_ns",
+            "energy-delay product: energy times pipelined latency",
+            additive=("energy_nj", "sequential_latency_ns"),
+            limitable=True,
+        ),
+        Metric("utilization", "cells that hold a weight / cells", maximise=True),
+        Metric("compression", "dense 32-bit crossbars / crossbars", maximise=True),
+        Metric("shape_compression", "the part of it from shapes", maximise=True),
+        Metric("bits_compression", "the part of it from bits", maximise=True),
+    )
+}
+
+LIMITABLE = tuple(metric.name for metric in METRICS.values() if metric.limitable)
+"""Metrics that a budget can bound."""
+
+_DIRECTIONS = {"min": False, "max": True}
+
+
+def metric_of(objective: str) -> str:
+    """The metric of an objective."""
+    return objective.rsplit(" ", 1)[-1]
+
+
+def is_maximised(objective: str) -> bool:
+    """Whether more of an objective is better."""
+    direction, _, name = objective.rpartition(" ")
+    return _DIRECTIONS[direction] if direction else METRICS[name].maximise
+
+
+def maximised(objectives: Sequence[str]) -> list[bool]:
+    """For each objective whether more of it is better."""
+    return [is_maximised(objective) for objective in objectives]
+
+
+def parse_objective(text: str, field: str = "objectives") -> str:
+    """An objective in its shortest spelling.
+
+    Raises:
+        InputError: not a metric, or a direction that is neither ``min`` nor ``max``.
+    """
+    direction, _, name = text.strip().rpartition(" ")
+    direction = {"minimise": "min", "minimize": "min", "maximise": "max", "maximize": "max"}.get(
+        direction, direction
+    )
+    if name not in METRICS or direction not in ("", *_DIRECTIONS):
+        known = ", ".join(f"`{known}`" for known in METRICS)
+        raise InputError(
+            field,
+            f"`{text}` is not an objective",
+            f"{known}; `min` or `max` before it turns its direction",
+            nearest(name, METRICS),
+        )
+    natural = METRICS[name].maximise
+    return name if not direction or _DIRECTIONS[direction] == natural else f"{direction} {name}"

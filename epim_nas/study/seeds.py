@@ -1,0 +1,172 @@
+"""Provably optimal designs to start from: the exact front of the additive scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from epim_nas.space.space import Row
+from epim_nas.study.exact import Certificate, Exact, Unreachable, front, total
+from epim_nas.study.knapsack import FloatArray, Infeasible
+from epim_nas.study.metrics import METRICS, is_maximised, metric_of
+from epim_nas.study.pareto import non_dominated
+from epim_nas.study.problem import SearchProblem
+
+_CAPS = 12
+"""Caps of the slowest layer's time that are tried with each weighted sum."""
+_PIPELINES = ("latency_ns", "edp_nj_ns")
+"""Metrics that the slowest layer decides."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A design and what is proven about it.
+
+    Attributes:
+        row: the design.
+        weights: ``sensitivity`` or an objective -> its weight in the sum that it minimises.
+        cap: longest time (ns) that a layer may take in it.
+        certificate: how near to the least possible sum it is.
+    """
+
+    row: Row
+    weights: Mapping[str, float]
+    cap: float
+    certificate: Certificate
+
+
+def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
+    """Provably optimal rows for a sweep over the trade-offs between the objectives.
+
+    Each is the exact minimum of a weighted sum of sensitivity (which stands for accuracy) and the
+    additive costs under the limits. The weights are swept over six decades, since losses grow
+    exponentially where costs grow linearly. A pipeline's latency is that of its slowest layer
+    rather than a sum (a bottleneck knapsack): where it is an objective, every sum is minimised
+    under several caps of the layers' times as well. Of the solutions that no other beats in
+    sensitivity and in the costs of whole designs, ``count`` are kept: the one of least sensitivity
+    first, the best in each cost, and those farthest from the ones that are kept already.
+
+    Where crossbars are the only cost among the objectives, the solutions are those of the whole
+    front, which takes one pass.
+
+    Args:
+        problem: the problem.
+        count: how many different rows at most.
+
+    Raises:
+        Infeasible: no row keeps the limit.
+        Unreachable: no row keeps all limits.
+    """
+    found: dict[Row, Seed] = {}
+    if problem.is_knapsack and not problem.modelled and _over_crossbars(problem):
+        (limit,) = problem.solver_limits.values()
+        for exact in reversed(front(problem.sensitivity, limit)):
+            found[exact.row] = _seed(exact, {"sensitivity": 1.0})
+    else:
+        for seed in _sweep(problem, count):
+            found.setdefault(seed.row, seed)
+    seeds = list(found.values())
+    return [seeds[index] for index in _spread_out(_judged(problem, list(found)), count)]
+
+
+def judges_accuracy(problem: SearchProblem) -> bool:
+    """Whether an objective is about how well the network works."""
+    metrics = [METRICS[metric_of(objective)] for objective in problem.objectives]
+    return any(metric.measured or metric.name == "sensitivity" for metric in metrics)
+
+
+def _seed(exact: Exact, weights: Mapping[str, float], cap: float = np.inf) -> Seed:
+    return Seed(exact.row, dict(weights), cap, exact.certificate)
+
+
+def _over_crossbars(problem: SearchProblem) -> bool:
+    """Whether the trade-off is between accuracy and crossbars alone."""
+    metrics = {metric_of(objective) for objective in problem.objective_costs}
+    return judges_accuracy(problem) and metrics in ({"crossbars"}, {"compression"})
+
+
+def _sweep(problem: SearchProblem, count: int) -> Iterator[Seed]:
+    """Solutions of all weighted sums, under all caps."""
+    for number, weights in enumerate(_weightings(problem, count)):
+        losses = problem.scalarised(weights)
+        exact = problem.solve(losses)
+        yield _seed(exact, weights)
+        # A program with several limits takes a hundred times as long as a knapsack.
+        caps = _caps(problem, exact.row) if problem.is_knapsack or number % 4 == 0 else []
+        for cap in caps:
+            try:
+                yield _seed(problem.solve(losses, cap), weights, cap)
+            except (Infeasible, Unreachable):
+                break  # smaller caps are out of reach as well
+
+
+def _caps(problem: SearchProblem, row: Row) -> Sequence[float]:
+    """Caps from just below the slowest layer of a row to what every layer can reach."""
+    if problem.times is None or not any(metric_of(o) in _PIPELINES for o in problem.objectives):
+        return []
+    highest, lowest = problem.slowest(row), problem.slowest(problem.fastest())
+    if lowest >= highest:
+        return []
+    return [float(cap) for cap in np.geomspace(highest, lowest, _CAPS + 1)[1:]]
+
+
+def _weightings(problem: SearchProblem, count: int) -> Iterator[dict[str, float]]:
+    """Weights of the sums to minimise, from accuracy alone to each cost alone."""
+    costs = list(problem.objective_costs)
+    lead = "sensitivity" if judges_accuracy(problem) or not costs else costs[0]
+    yield {lead: 1.0}
+    best = problem.solve(problem.scalarised({lead: 1.0})).row
+    # The sensitivity decides between designs of equal cost.
+    extremes = [{name: 1.0, "sensitivity": 1e-12} for name in costs]
+    ends = [problem.solve(problem.scalarised(weights)).row for weights in extremes]
+    scale = {name: _range(problem, name, [best, *ends]) for name in {lead, *costs}}
+    others = [name for name in costs if name != lead]
+    # Alternate between the costs and their equal mix, from gentle to strong.
+    mixes = [[name] for name in others] + ([others] if len(others) > 1 else [])
+    steps = 2 * count if problem.is_knapsack else count // max(1, len(mixes))
+    for strength in np.geomspace(1e-3, 1e3, max(2, min(steps, 24))):
+        for mix in mixes:
+            weights = {lead: 1.0 / scale[lead]}
+            yield weights | {name: strength / len(mix) / scale[name] for name in mix}
+    yield from extremes
+
+
+def _range(problem: SearchProblem, name: str, rows: Iterable[Row]) -> float:
+    scores = problem.sensitivity if name == "sensitivity" else problem.objective_costs[name]
+    totals = [total(scores, row) for row in rows]
+    return max(max(totals) - min(totals), 1e-12)
+
+
+def _judged(problem: SearchProblem, rows: Sequence[Row]) -> FloatArray:
+    """(rows, 1 + costs) logarithm of the sensitivity, and real costs; less is better."""
+    index = np.array(rows)
+    real = problem.model(index) if problem.model is not None else {}
+    columns = [np.log([max(total(problem.sensitivity, row), 1e-12) for row in rows])]
+    for objective, additive in problem.objective_costs.items():
+        name = metric_of(objective)
+        if name in real:
+            sign = -1.0 if is_maximised(objective) else 1.0
+            columns.append(sign * np.asarray(real[name], dtype=float))
+        else:
+            columns.append(np.array([total(additive, row) for row in rows]))
+    return np.stack(columns, axis=1)
+
+
+def _spread_out(losses: FloatArray, count: int) -> list[int]:
+    """Indices of at most ``count`` non-dominated points: the best in each column, then others."""
+    on_front = np.flatnonzero(non_dominated(losses, [False] * losses.shape[1]))
+    points = losses[on_front]
+    low, span = points.min(axis=0), np.ptp(points, axis=0)
+    points = (points - low) / np.where(span > 0, span, 1.0)
+    sums = points.sum(axis=1)
+    picked: dict[int, None] = {}
+    for column in points.T:  # of equal ones, that which is better on the whole
+        picked[int(np.lexsort((sums, column))[0])] = None
+    picked = dict.fromkeys(list(picked)[:count])
+    while len(picked) < min(count, len(points)):
+        gaps = np.abs(points[:, None] - points[None, list(picked)]).max(axis=2).min(axis=1)
+        gaps[list(picked)] = -1.0
+        picked[int(np.argmax(gaps))] = None
+    return [int(on_front[index]) for index in picked]
