@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from epim_nas.space.space import Row
+from epim_nas.study.exact import totals
 from epim_nas.study.knapsack import FloatArray
 from epim_nas.study.surrogate import fit_additive
 
 LEAST = 10
 """Measured designs below which the table is left as it is."""
-_MOST = 200
+_MOST = 150
 """Newest designs that are fitted; the time grows with the cube of their number."""
 _POWERS = (0.2, 2.0)
 """Smallest and largest exponent between sensitivity and loss."""
@@ -61,7 +62,7 @@ def corrected(
     if len(rows) < LEAST or np.ptp(losses) == 0:
         return Sensitivity(list(prior), error)
     index = np.array(rows)
-    sums = np.sum([p[index[:, group]] for group, p in enumerate(prior)], axis=0)
+    sums = totals(prior, rows)
     log_sums, log_losses = np.log(np.maximum(sums, 1e-12)), np.log(np.maximum(losses, 1e-12))
     if np.ptp(log_sums) < 1e-9:
         return Sensitivity(list(prior), error)

@@ -22,15 +22,17 @@ from optuna.trial import FrozenTrial
 
 from epim_nas.space.space import Row
 from epim_nas.study.correction import Sensitivity, corrected
-from epim_nas.study.exact import Unreachable, total
+from epim_nas.study.exact import Unreachable, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
 from epim_nas.study.metrics import is_maximised, metric_of
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import FeasibleSampler, cross, mutate, random_row
 from epim_nas.study.seeds import judges_accuracy
 
-_REFIT_EVERY = 5
+_REFIT_EVERY = 10
 """Finished trials between two corrections of the scores."""
+_LEAST = 1e-12
+"""Stands for a sensitivity of nothing."""
 
 
 class EpitomeSampler(FeasibleSampler):
@@ -50,7 +52,7 @@ class EpitomeSampler(FeasibleSampler):
         seed: int,
         solve: float = 0.4,
         crossover: float = 0.5,
-        pool: int = 8,
+        pool: int = 6,
     ) -> None:
         super().__init__(problem, seed)
         self._solve = solve
@@ -59,6 +61,10 @@ class EpitomeSampler(FeasibleSampler):
         self._fitted = -1
         self._sensitivity = Sensitivity(problem.sensitivity, 0.1)
         self._judges_accuracy = judges_accuracy(problem)
+        # All choices of all groups, one after the other.
+        self._sizes = np.array([len(group) for group in problem.space.groups])
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._crossbars = np.concatenate(problem.crossbars).astype(float)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
@@ -88,9 +94,8 @@ class EpitomeSampler(FeasibleSampler):
         if finished == self._fitted or not self._judges_accuracy:
             return
         self._fitted = finished
-        rows, losses = self._history.measured("loss")
-        prior = self._problem.sensitivity
-        self._sensitivity = corrected(prior, rows[:finished], losses[:finished])
+        rows, losses = self._history.measured("loss", finished)
+        self._sensitivity = corrected(self._problem.sensitivity, rows, losses)
 
     def _scalarised(
         self, front: Sequence[Row], sensitivity: Sequence[FloatArray], rng: np.random.Generator
@@ -101,29 +106,21 @@ class EpitomeSampler(FeasibleSampler):
         scores are divided by the total of a design of the front, near which they are its
         logarithm's. Costs are divided by their range over the front.
         """
-        at = front[int(rng.integers(len(front)))]
+        at = int(rng.integers(len(front)))
         costs = self._problem.objective_costs
         by_sensitivity = self._judges_accuracy or not costs
         weights = rng.dirichlet(np.ones(by_sensitivity + len(costs)))
         result: list[FloatArray] = [np.zeros(len(score)) for score in sensitivity]
         terms: list[tuple[float, Sequence[FloatArray]]] = []
         if by_sensitivity:
-            spread = self._spread([np.log(self._total(sensitivity, row)) for row in front])
-            terms.append((weights[-1] / spread / self._total(sensitivity, at), sensitivity))
+            lost = np.maximum(totals(sensitivity, front), _LEAST)
+            scale = _spread(np.log(lost)) * float(lost[at])
+            terms.append((weights[-1] / scale, sensitivity))
         for weight, cost in zip(weights, costs.values(), strict=False):
-            terms.append((weight / self._spread([total(cost, row) for row in front]), cost))
+            terms.append((weight / _spread(totals(cost, front)), cost))
         for weight, term in terms:
             result = [sum_ + weight * score for sum_, score in zip(result, term, strict=True)]
         return result
-
-    @staticmethod
-    def _total(sensitivity: Sequence[FloatArray], row: Row) -> float:
-        return max(total(sensitivity, row), 1e-12)
-
-    @staticmethod
-    def _spread(values: Sequence[float]) -> float:
-        """The range of values; of a single one, a tenth of its size."""
-        return float(np.ptp(values)) or 0.1 * abs(values[0]) or 1.0
 
     def _best_child(
         self, front: Sequence[Row], rng: np.random.Generator
@@ -164,20 +161,17 @@ class EpitomeSampler(FeasibleSampler):
         over the limits is repaired afterwards, where it loses least.
         """
         child = [int(index) for index in row]
-        crossbars = self._problem.costs["crossbars"]
-        gains = []
-        for group, (loss, weight, index) in enumerate(zip(losses, crossbars, child, strict=True)):
-            falls = loss[index] - np.asarray(loss)
-            added = np.maximum(np.asarray(weight, dtype=float) - weight[index], 0.0)
-            best = int(np.argmax(falls / (1.0 + added)))
-            if falls[best] > 0:
-                gains.append((float(falls[best] / (1.0 + added[best])), group, best))
-        gains.sort(reverse=True)
+        loss, now = np.concatenate(losses), self._starts + child
+        falls = np.repeat(loss[now], self._sizes) - loss
+        added = self._crossbars - np.repeat(self._crossbars[now], self._sizes)
+        gains = falls / (1.0 + np.maximum(added, 0.0))
+        best = np.maximum.reduceat(gains, self._starts)
         # Among three times as many as are changed: always the very best would always be the same.
-        nearby = gains[: 3 * moves]
+        nearby = [group for group in np.argsort(-best)[: 3 * moves] if best[group] > 0]
         for position in rng.permutation(len(nearby))[:moves]:
-            _, group, best = nearby[position]
-            child[group] = best
+            group = nearby[position]
+            start = self._starts[group]
+            child[group] = int(np.argmax(gains[start : start + self._sizes[group]]))
         return child
 
     def _scores(self, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
@@ -185,19 +179,23 @@ class EpitomeSampler(FeasibleSampler):
         index = np.array(rows)
         real = self._problem.model(index) if self._problem.model is not None else {}
         costs = self._problem.objective_costs
-        columns: list[Sequence[float]] = []
+        columns: list[FloatArray] = []
         if self._judges_accuracy or not costs:
-            scores = self._sensitivity.scores
-            columns.append([np.log(self._total(scores, row)) for row in rows])
+            columns.append(np.log(np.maximum(totals(self._sensitivity.scores, rows), _LEAST)))
         for objective in self._problem.objectives:
             name = metric_of(objective)
             if name in real:
                 sign = -1.0 if is_maximised(objective) else 1.0
-                columns.append((sign * np.asarray(real[name], dtype=float)).tolist())
+                columns.append(sign * np.asarray(real[name], dtype=float))
             elif objective in costs:
-                columns.append([total(costs[objective], row) for row in rows])
-        table = np.array(columns, dtype=np.float64).T
+                columns.append(totals(costs[objective], rows))
+        table = np.stack(columns, axis=1)
         low = table.min(axis=0)
         spread = table.max(axis=0) - low
         scaled: npt.NDArray[np.float64] = (table - low) / np.where(spread > 0, spread, 1.0)
         return scaled
+
+
+def _spread(values: FloatArray) -> float:
+    """The range of values; of a single one, a tenth of its size."""
+    return float(np.ptp(values)) or 0.1 * abs(float(values[0])) or 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,14 @@ def total(scores: Scores, row: Sequence[int]) -> float:
     return float(sum(score[index] for score, index in zip(scores, row, strict=True)))
 
 
+def totals(scores: Scores, rows: Sequence[Sequence[int]]) -> FloatArray:
+    """(rows,) sums of many rows' scores."""
+    starts = np.cumsum([0, *map(len, scores[:-1])])
+    picked = np.concatenate(scores)[np.asarray(rows, dtype=np.int64) + starts]
+    sums: FloatArray = picked.sum(axis=1, dtype=np.float64)
+    return sums
+
+
 def excess(value: float, bound: float) -> float:
     """``value - bound``, where an excess that is only rounding counts as none."""
     over = value - bound
@@ -55,7 +64,7 @@ class Limit:
     scores: Scores
     bound: float
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether all costs are whole numbers, not negative."""
         return all(
@@ -63,7 +72,7 @@ class Limit:
             for score in self.scores
         )
 
-    @property
+    @cached_property
     def weights(self) -> list[IntArray]:
         """The costs as whole numbers."""
         return [np.asarray(score, dtype=np.int64) for score in self.scores]

@@ -89,11 +89,6 @@ class History:
         return self._rows[trial.number]
 
     @property
-    def feasible(self) -> list[FrozenTrial]:
-        """Completed trials that keep every limit."""
-        return [trial for trial in self.finished if is_feasible(trial)]
-
-    @property
     def front(self) -> list[Row]:
         """Rows of the non-dominated feasible trials, in order of their numbers."""
         return [row for _, row in self._front]
@@ -103,10 +98,10 @@ class History:
         """(front, objectives), less is better."""
         return self._losses
 
-    def measured(self, metric: str) -> tuple[list[Row], FloatArray]:
-        """Designs of completed trials and what was measured of them, as far as it was noted."""
+    def measured(self, metric: str, finished: int) -> tuple[list[Row], FloatArray]:
+        """Designs of the first completed trials and what was measured of them, where it was noted."""
         rows, values = [], []
-        for trial in self.finished:
+        for trial in self.finished[:finished]:
             metrics = trial.user_attrs.get(METRICS_ATTRIBUTE, {})
             if metric in metrics and np.isfinite(metrics[metric]):
                 rows.append(self.row(trial))

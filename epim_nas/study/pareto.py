@@ -214,7 +214,7 @@ def hypervolume(items: Sequence[Scored], reference: ReferenceBox) -> float:
         items: trials or finalists; those of infeasible designs have to be left out by the caller.
         reference: the box; its keys are the objectives.
     """
-    return _volume(reference.losses(items))
+    return box_volume(reference.losses(items))
 
 
 def hypervolume_over_trials(
@@ -243,11 +243,11 @@ class HypervolumeTracker:
             if not bool((self._front <= loss).all(axis=1).any()):
                 dominated = (loss <= self._front).all(axis=1)
                 self._front = np.concatenate([self._front[~dominated], loss])
-                self._volume = _volume(self._front)
+                self._volume = box_volume(self._front)
         return self._volume
 
 
-def _volume(losses: FloatArray) -> float:
+def box_volume(losses: FloatArray) -> float:
     """Hypervolume of (N, M) losses with respect to (1, ..., 1), nothing counted below 0."""
     # Optuna's exact algorithms (a sweep in two and three dimensions, WFG above).
     from optuna._hypervolume import compute_hypervolume

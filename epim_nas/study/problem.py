@@ -61,7 +61,7 @@ class SearchProblem:
     model: Model | None = None
     times: list[FloatArray] | None = None
 
-    @property
+    @cached_property
     def crossbars(self) -> list[IntArray]:
         """Crossbars of each choice."""
         return [np.asarray(column, dtype=np.int64) for column in self.costs["crossbars"]]
@@ -241,13 +241,18 @@ class SearchProblem:
 
     def _change_losses(self, row: Row) -> list[FloatArray]:
         """What every choice loses against a row's, plus more than all of it for any change."""
-        spread = sum(float(np.ptp(score)) for score in self.sensitivity)
+        more = self._spread + 1.0
         losses = []
         for score, index in zip(self.sensitivity, row, strict=True):
-            loss = score - score[index] + (spread + 1.0)
+            loss = score + (more - score[index])
             loss[index] = 0.0
             losses.append(loss)
         return losses
+
+    @cached_property
+    def _spread(self) -> float:
+        """More than the sensitivities of two rows can differ."""
+        return sum(float(np.ptp(score)) for score in self.sensitivity)
 
     def scalarised(self, weights: Mapping[str, float]) -> list[FloatArray]:
         """Per group the weighted sum of scores.

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from epim_nas.space.space import Row
-from epim_nas.study.exact import Certificate, Exact, Unreachable, front, total
+from epim_nas.study.exact import Certificate, Exact, Unreachable, front, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
 from epim_nas.study.metrics import METRICS, is_maximised, metric_of
-from epim_nas.study.pareto import non_dominated
+from epim_nas.study.pareto import box_volume, non_dominated
 from epim_nas.study.problem import SearchProblem
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""
+_BOX = 1.1
+"""Reference point of the seeds' hypervolume, of objectives scaled to 0 (best) .. 1 (worst)."""
 _PIPELINES = ("latency_ns", "edp_nj_ns")
 """Metrics that the slowest layer decides."""
 
@@ -46,7 +48,7 @@ def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
     rather than a sum (a bottleneck knapsack): where it is an objective, every sum is minimised
     under several caps of the layers' times as well. Of the solutions that no other beats in
     sensitivity and in the costs of whole designs, ``count`` are kept: the one of least sensitivity
-    first, the best in each cost, and those farthest from the ones that are kept already.
+    first, the best in each cost, and those that add most to the hypervolume.
 
     Where crossbars are the only cost among the objectives, the solutions are those of the whole
     front, which takes one pass.
@@ -135,27 +137,31 @@ def _weightings(problem: SearchProblem, count: int) -> Iterator[dict[str, float]
 
 def _range(problem: SearchProblem, name: str, rows: Iterable[Row]) -> float:
     scores = problem.sensitivity if name == "sensitivity" else problem.objective_costs[name]
-    totals = [total(scores, row) for row in rows]
-    return max(max(totals) - min(totals), 1e-12)
+    return max(float(np.ptp(totals(scores, list(rows)))), 1e-12)
 
 
 def _judged(problem: SearchProblem, rows: Sequence[Row]) -> FloatArray:
     """(rows, 1 + costs) logarithm of the sensitivity, and real costs; less is better."""
     index = np.array(rows)
     real = problem.model(index) if problem.model is not None else {}
-    columns = [np.log([max(total(problem.sensitivity, row), 1e-12) for row in rows])]
+    columns = [np.log(np.maximum(totals(problem.sensitivity, rows), 1e-12))]
     for objective, additive in problem.objective_costs.items():
         name = metric_of(objective)
         if name in real:
             sign = -1.0 if is_maximised(objective) else 1.0
             columns.append(sign * np.asarray(real[name], dtype=float))
         else:
-            columns.append(np.array([total(additive, row) for row in rows]))
+            columns.append(totals(additive, rows))
     return np.stack(columns, axis=1)
 
 
 def _spread_out(losses: FloatArray, count: int) -> list[int]:
-    """Indices of at most ``count`` non-dominated points: the best in each column, then others."""
+    """Indices of at most ``count`` non-dominated points that dominate as much as possible.
+
+    The best in the first column comes first, then the best in each other one, then always the
+    point that adds most to the hypervolume (for which greedy choices come within 1 - 1/e of the
+    best; Nemhauser, Wolsey and Fisher, 1978).
+    """
     on_front = np.flatnonzero(non_dominated(losses, [False] * losses.shape[1]))
     points = losses[on_front]
     low, span = points.min(axis=0), np.ptp(points, axis=0)
@@ -166,7 +172,9 @@ def _spread_out(losses: FloatArray, count: int) -> list[int]:
         picked[int(np.lexsort((sums, column))[0])] = None
     picked = dict.fromkeys(list(picked)[:count])
     while len(picked) < min(count, len(points)):
-        gaps = np.abs(points[:, None] - points[None, list(picked)]).max(axis=2).min(axis=1)
-        gaps[list(picked)] = -1.0
-        picked[int(np.argmax(gaps))] = None
+        gains = [
+            -1.0 if index in picked else box_volume(points[[*picked, index]] / _BOX)
+            for index in range(len(points))
+        ]
+        picked[int(np.argmax(gains))] = None
     return [int(on_front[index]) for index in picked]

@@ -202,8 +202,8 @@ class TrialStore:
         )
         self.study.add_trial(trial)
         stored = self.trials()[-1]
+        # Its note stays in the file until the next one is written: what is stored is not left over.
         self._pending.pop(pending.asked, None)
-        self._write_pending()
         return stored
 
     def begin(self, pending: Pending) -> None:

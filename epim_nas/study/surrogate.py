@@ -76,16 +76,19 @@ def fit_additive(
         column, feature = index[:, group], features[:, group]
         same = column[:, None] == column[None, :]
         kernel += _CHOICE * same * np.outer(feature, feature)
-    noise = np.ones(len(y)) if deviations is None else np.asarray(deviations, dtype=float) ** 2
-    noise = noise / noise.mean()
+    noise = np.ones(len(y)) if deviations is None else np.asarray(deviations, dtype=float)
+    noise = noise / np.sqrt(np.mean(noise**2))
     size = float(np.mean(np.diag(kernel))) or 1.0
     basis = np.stack([np.ones(len(y)), features.sum(axis=1)], axis=1)
+    # Divided by the noise's deviation, all noise is alike, and one decomposition serves all ridges.
+    values, vectors = np.linalg.eigh(kernel / np.outer(noise, noise))
     best: tuple[float, FloatArray, FloatArray] | None = None
     for ridge in _RIDGES:
-        coefficients, weights, errors = _solve(kernel + ridge * size * np.diag(noise), basis, y)
-        score = float(np.sqrt(np.mean(errors**2 / noise)))
+        inverse = 1.0 / (np.maximum(values, 0.0) + ridge * size)
+        coefficients, weights, errors = _solve(inverse, vectors, basis / noise[:, None], y / noise)
+        score = float(np.sqrt(np.mean(errors**2)))
         if best is None or score < best[0]:
-            best = score, coefficients, weights
+            best = score, coefficients, weights / noise
     assert best is not None
     error, (constant, beta), weights = best
     scores = []
@@ -98,19 +101,24 @@ def fit_additive(
 
 
 def _solve(
-    covariance: FloatArray, basis: FloatArray, y: FloatArray
+    inverse: FloatArray, vectors: FloatArray, basis: FloatArray, y: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Generalised least squares: coefficients of the basis, weights, leave-one-out errors.
 
     With P = C^-1 - C^-1 B (B' C^-1 B)^+ B' C^-1 the weights are P y, and the error of leaving out
     design i is (P y)_i / P_ii (Dubrule, "Cross validation of kriging in a unique neighborhood",
     1983).
+
+    Args:
+        inverse: (N,) reciprocal eigenvalues of the covariance C.
+        vectors: (N, N) its eigenvectors, in columns.
+        basis: (N, 2) B.
+        y: (N,) values.
     """
-    inverse = np.linalg.inv(covariance)
-    projected = inverse @ basis
+    projected = vectors @ (inverse[:, None] * (vectors.T @ basis))
     # The scores may be the same for all designs: then the basis has one dimension only.
     inner = np.linalg.pinv(basis.T @ projected, hermitian=True)
     coefficients = inner @ (projected.T @ y)
-    residual = inverse - projected @ inner @ projected.T
-    weights = residual @ y
-    return coefficients, weights, weights / np.maximum(np.diag(residual), 1e-300)
+    weights = vectors @ (inverse * (vectors.T @ y)) - projected @ coefficients
+    diagonal = (vectors**2) @ inverse - ((projected @ inner) * projected).sum(axis=1)
+    return coefficients, weights, weights / np.maximum(diagonal, 1e-300)

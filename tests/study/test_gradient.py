@@ -1,0 +1,70 @@
+"""Descent on relaxed choices: what it reaches, its limits, and that it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from epim_nas.study.gradient import Descent, _drawn, additive_loss, gradient_rows
+from tests.study.conftest import make_problem
+
+DESCENT = Descent(steps=120, checkpoint_every=10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_an_additive_loss_it_comes_near_the_optimum(seed: int) -> None:
+    problem = replace(make_problem(seed=seed, slack=25), objectives=("accuracy",))
+    (row,) = gradient_rows(problem, 1, additive_loss(problem), replace(DESCENT, steps=300), seed)
+    assert problem.is_feasible(row)
+    optimum = problem.solve(problem.sensitivity).loss
+    worst = sum(float(score.max()) for score in problem.sensitivity)
+    assert problem.total(problem.sensitivity, row) - optimum < 0.1 * (worst - optimum)
+
+
+def test_designs_go_from_accurate_to_cheap() -> None:
+    problem = replace(make_problem(slack=40), objectives=("accuracy", "energy_nj"))
+    rows = gradient_rows(problem, 6, additive_loss(problem), replace(DESCENT, steps=300), seed=1)
+    energy = [problem.total(problem.costs["energy_nj"], row) for row in rows]
+    assert len(set(rows)) == len(rows) > 3
+    assert energy[-1] < 0.7 * energy[0]
+
+
+def test_killed_at_any_step_it_ends_with_the_same_designs(tmp_path: Path) -> None:
+    problem = make_problem()
+    loss = additive_loss(problem)
+    whole = gradient_rows(problem, 5, loss, DESCENT, seed=2)
+
+    def failing(at: int) -> object:
+        def task(draws: Sequence[Tensor], step: int) -> Tensor:
+            if step == at:
+                raise KeyboardInterrupt
+            return loss(draws, step)
+
+        return task
+
+    checkpoint = tmp_path / "gradient.state"
+    for at in (7, 64, 91):
+        with pytest.raises(KeyboardInterrupt):
+            gradient_rows(problem, 5, failing(at), DESCENT, 2, checkpoint=checkpoint)
+    assert gradient_rows(problem, 5, loss, DESCENT, 2, checkpoint=checkpoint) == whole
+    # Finished, it is read back without another step.
+    assert gradient_rows(problem, 5, failing(0), DESCENT, 2, checkpoint=checkpoint) == whole
+
+
+def test_draws_have_the_probabilities_of_the_logits() -> None:
+    logit = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([_drawn(logit, 0.5, generator) for _ in range(4000)])
+    assert set(draws.detach().unique().round(decimals=9).tolist()) == {0.0, 1.0}
+    expected = torch.softmax(logit, 0)
+    assert torch.allclose(draws.mean(dim=0), expected, atol=0.03)
+
+
+def test_temperature_falls_geometrically() -> None:
+    descent = Descent(steps=11, temperature=4.0, end_temperature=1.0)
+    assert [descent.temperature_at(step) for step in (0, 5, 10)] == pytest.approx([4.0, 2.0, 1.0])
