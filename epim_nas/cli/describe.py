@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from epim_nas.pipeline.config import RunConfig
     from epim_nas.space.config import SpaceConfig
     from epim_nas.space.description import SpaceDescription
+
+log = logging.getLogger(__name__)
 
 
 def describe(
@@ -154,11 +157,11 @@ def _geometry(
         return shape or found.input_shape, classes or found.num_classes
     shape = shape or default_input_shape(config.model.name)
     classes = classes or default_classes(shape)
-    size = "x".join(map(str, shape))
-    typer.echo(
-        f"epim-nas: data.root is not given; assuming {size} images in {classes} classes "
-        "(--input-shape, --classes)",
-        err=True,
+    log.warning(
+        "data.root is not given: %s images in %d classes are assumed; --input-shape and --classes "
+        "say otherwise",
+        "x".join(map(str, shape)),
+        classes,
     )
     return shape, classes
 
