@@ -185,14 +185,18 @@ def _print(description: SpaceDescription) -> None:
             *map(str, numbers),
         )
     least, greatest = description.compression
+    dropped = ""
+    if description.dropped:
+        dropped = (
+            f" ({powers_of_ten(description.log10_offered)} before {description.dropped} dominated "
+            "choices were dropped)"
+        )
     show(
         table,
         "",
         f"{description.space} for {description.network} on {description.hardware}: "
         f"{description.decisions} decisions",
-        f"designs      {powers_of_ten(description.log10_designs)} "
-        f"({powers_of_ten(description.log10_offered)} before {description.dropped} dominated "
-        "choices were dropped)",
+        f"designs      {powers_of_ten(description.log10_designs)}{dropped}",
         f"crossbars    {description.fewest} to {description.most}; "
         f"the dense network with 32-bit weights has {description.dense}",
         f"compression  {least:.2f}x to {greatest:.2f}x",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from epim_nas import CostModel, SearchSpace, load_chip, trace
 from epim_nas.cli.app import run_command
@@ -132,11 +132,29 @@ def test_it_neither_reads_images_nor_downloads(
     assert found["layers"][-1]["weight_shape"][0] == 7
 
 
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="needs the extra `vision`")
+def test_trained_weights_are_not_downloaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("something was downloaded")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refused)
+    # The preset names trained weights, and no folder of images.
+    found = described(capsys, "resnet50_imagenet")
+    assert found["log10_designs"]["searched"] > 60
+    assert found["crossbars"]["dense_32_bit"] == 13120
+
+
 @pytest.mark.parametrize("size", [(20, 20), (80, 80), (20, 12)])
 @pytest.mark.parametrize("changes", [{}, {"image_size": 16}, {"args": {"mode": "L"}}])
 def test_a_folder_has_the_geometry_that_loading_it_finds(
     size: tuple[int, int], changes: dict[str, Any], tmp_path: Path
 ) -> None:
+    pytest.importorskip("PIL")
+    from PIL import Image
+
     for split in ("train", "val", "test"):
         for label in ("cat", "dog", "emu"):
             (tmp_path / split / label).mkdir(parents=True)

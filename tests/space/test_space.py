@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, SearchSpace, trace
-from epim_nas.files import dump_yaml
+from epim_nas.files import dump_yaml, parse_yaml
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.schema import validate
@@ -311,3 +312,14 @@ def test_dropped_counts_are_known_by_layer(network: Network) -> None:
     kept = resolve_space(validate(SpaceConfig, {**data, "drop_dominated": False}, "s.yaml"), cost)
     assert set(kept.dropped_by_layer.values()) == {0}
     assert kept.space.log10_size == pytest.approx(resolved.offered.log10_size)
+
+
+def test_examples_of_the_page_are_valid_spaces() -> None:
+    page = Path(__file__).parents[2] / "docs" / "search_space.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    network = trace(build_model("resnet20", in_channels=3, num_classes=10), (3, 32, 32), "resnet20")
+    assert len(blocks) == 3
+    for block in blocks:
+        config = validate(SpaceConfig, parse_yaml(block), "search_space.md")
+        space = SearchSpace.build(config, network, load_chip("xbar_64"))
+        assert space.log10_size > 1, config.name
