@@ -15,6 +15,7 @@ import typer
 
 from epim_nas._version import __version__
 from epim_nas.cli import cost as cost_command
+from epim_nas.cli import describe as describe_command
 from epim_nas.cli import finetune as finetune_command
 from epim_nas.cli import results, run
 from epim_nas.errors import EpimError
@@ -65,6 +66,7 @@ app.command("export")(results.export)
 app.command("finetune")(finetune_command.finetune)
 app.command("evaluate")(run.evaluate)
 app.command("cost")(cost_command.cost)
+app.command("describe")(describe_command.describe)
 app.command("dashboard")(results.dashboard)
 app.command("presets")(results.presets)
 

@@ -100,7 +100,7 @@ def cost(
         source=design or "",
     )
     others = [parse_compare(text, first, overrides) for text in compare or []]
-    net = _network(network, model, input_shape, classes)
+    net = resolve_network(network, model, input_shape, classes)
     if others:
         comparison = Comparison.of([first, *others], net)
         if json_:
@@ -119,9 +119,14 @@ def _print_json(data: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
 
 
-def _network(
+def resolve_network(
     network: str | None, model: str | None, input_shape: str | None, classes: int | None
 ) -> Network:
+    """The network that the options ``--network`` and ``--model`` name.
+
+    Raises:
+        InputError: both or neither are given, or one of the options is wrong.
+    """
     if (network is None) == (model is None):
         raise InputError(
             "--network, --model",
@@ -144,16 +149,26 @@ def _trace(spec: str, input_shape: str | None, classes: int | None) -> Network:
     from epim_nas.models.registry import build_model, default_input_shape
     from epim_nas.network.trace import trace
 
-    shape = _shape(input_shape) if input_shape else default_input_shape(spec)
+    shape = parse_shape(input_shape) if input_shape else default_input_shape(spec)
     if classes is None:
-        classes = 1000 if shape[1] >= 64 else 10
+        classes = default_classes(shape)
     if classes < 1:
         raise InputError("--classes", f"got {classes}", "a positive number")
     built = build_model(spec, in_channels=shape[0], num_classes=classes)
     return trace(built, shape, name=spec)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def default_classes(shape: tuple[int, int, int]) -> int:
+    """The classes of a model for images of such a (C, H, W): ImageNet's or CIFAR's."""
+    return 1000 if shape[1] >= 64 else 10
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """(C, H, W) from ``C,H,W``.
+
+    Raises:
+        InputError: it is not three positive numbers.
+    """
     try:
         channels, height, width = (int(part) for part in text.split(","))
     except ValueError:

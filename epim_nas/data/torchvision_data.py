@@ -80,15 +80,9 @@ def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int
         n_images = max(1, round(config.train_fraction * len(train.paths)))
         chosen = balanced_indices(train.labels, n_images, seed, "data.train_fraction")
         splits["train"] = train.take(chosen)
-    size, found_mode = _look_at(splits["train"])
-    mode: Mode = found_mode if args.mode is None else args.mode
+    mode, in_memory, _ = folder_layout(config, args, splits)
     mean, std = (args.mean, args.std) if args.mean and args.std else default_normalisation(mode)
-    side = config.image_size or (size[0] if size and size[0] == size[1] else None)
     n_images = sum(len(part.paths) for part in splits.values())
-    in_memory = args.in_memory
-    if in_memory is None:
-        fits = side is not None and n_images * len(mode) * side**2 <= _MEMORY_BYTES
-        in_memory = fits and side is not None and side <= SMALL_PIXELS
     description = f"{n_images:,} images in {len(classes)} classes from {root}"
     logger.info("Data: %s, %s", description, "held in memory" if in_memory else "streamed")
     if in_memory:
@@ -113,6 +107,28 @@ def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int
         cache_bytes=args.cache_mb << 20,
         description=description,
     )
+
+
+def folder_layout(
+    config: DataConfig, args: NamedArgs, splits: Mapping[str, Samples]
+) -> tuple[Mode, bool, tuple[int, int, int]]:
+    """Colour mode, whether the images are held in memory, and (C, H, W) of one.
+
+    Only a few images are opened.
+    """
+    size, found_mode = _look_at(splits["train"])
+    mode: Mode = found_mode if args.mode is None else args.mode
+    side = config.image_size or (size[0] if size and size[0] == size[1] else None)
+    in_memory = args.in_memory
+    if in_memory is None:
+        n_images = sum(len(part.paths) for part in splits.values())
+        fits = side is not None and n_images * len(mode) * side**2 <= _MEMORY_BYTES
+        in_memory = fits and side is not None and side <= SMALL_PIXELS
+    if config.image_size is not None:
+        width, height = config.image_size, config.image_size
+    else:
+        width, height = size if in_memory and size else (224, 224)
+    return mode, in_memory, (len(mode), height, width)
 
 
 class FolderData(Data):

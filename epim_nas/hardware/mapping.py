@@ -162,19 +162,59 @@ def crossbar_grid(plan: SamplingPlan, weight_bits: int | None, chip: Chip) -> Cr
         weight_bits: bits of a weight, None for 32-bit floating point.
         chip: the chip, with at least as many rows as one input channel takes.
     """
-    size, shape = chip.crossbar, plan.shape
-    channels = size.rows // (shape.height * shape.width)
-    per_group = ceil(bit_slices(weight_bits, chip) / chip.mapping.groups)
-    packed = chip.mapping.packing == "packed"
+    shape = plan.shape
+    channels = channels_filling_rows(1, shape.height, shape.width, chip)
+    columns_per_output, layers = _output_columns(weight_bits, chip)
     return CrossbarGrid(
         row_groups=ceil(shape.in_channels / channels),
         channels_per_row_group=channels,
-        columns=size.columns,
-        columns_per_output=per_group if packed else 1,
-        layers=1 if packed else per_group,
+        columns=chip.crossbar.columns,
+        columns_per_output=columns_per_output,
+        layers=layers,
         outputs=shape.out_channels,
         pes=chip.tile.pes[0] * chip.tile.pes[1],
     )
+
+
+def _output_columns(weight_bits: int | None, chip: Chip) -> tuple[int, int]:
+    """Neighbouring columns of an output channel, and crossbars that hold its further slices."""
+    per_group = ceil(bit_slices(weight_bits, chip) / chip.mapping.groups)
+    return (per_group, 1) if chip.mapping.packing == "packed" else (1, per_group)
+
+
+def channels_filling_rows(crossbars: int, height: int, width: int, chip: Chip) -> int:
+    """The most input channels of an epitome that take at most so many crossbars along the rows.
+
+    The rows of a channel lie on one crossbar, so each crossbar holds floor(rows / (He * We))
+    channels; its last rows may stay empty.
+
+    Args:
+        crossbars: crossbars along the rows.
+        height: height He of the epitome.
+        width: width We of the epitome.
+        chip: the chip.
+
+    Returns:
+        Input channels, 0 where one does not fit a crossbar.
+    """
+    return crossbars * (chip.crossbar.rows // (height * width))
+
+
+def outputs_filling_columns(crossbars: int, weight_bits: int | None, chip: Chip) -> int:
+    """The most output channels that take at most so many crossbars along the columns.
+
+    These crossbars hold all slices of the weights, as in :attr:`CrossbarGrid.column_groups`.
+
+    Args:
+        crossbars: crossbars along the columns, for all slices.
+        weight_bits: bits of a weight, None for 32-bit floating point.
+        chip: the chip.
+
+    Returns:
+        Output channels, 0 where the slices of one take more crossbars.
+    """
+    columns_per_output, layers = _output_columns(weight_bits, chip)
+    return crossbars // layers * chip.crossbar.columns // columns_per_output
 
 
 @lru_cache(maxsize=65536)

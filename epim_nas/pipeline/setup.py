@@ -29,6 +29,7 @@ from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.space.config import SpaceConfig, load_space_config
+from epim_nas.space.resolve import resolve_space
 from epim_nas.space.space import SearchSpace
 from epim_nas.supernet.evaluation import resolve_device
 
@@ -76,13 +77,7 @@ class Setup:
         space_config = self.config.space
         if not isinstance(space_config, SpaceConfig):
             space_config = load_space_config(space_config, "space")
-        space = SearchSpace.build(space_config, self.network)
-        table = self.cost.table(space.layer_choices)
-        if not space_config.drop_dominated:
-            crossbars = space.group_sums(table.by_layer("crossbars"))
-            return space.arranged([list(column.argsort(kind="stable")) for column in crossbars])
-        names = ("crossbars", "sequential_latency_ns", "energy_nj", "area_um2")
-        return space.without_dominated({name: table.by_layer(name) for name in names})
+        return resolve_space(space_config, self.cost).space
 
     @cached_property
     def quantization(self) -> Quantization | QuantizationRule:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, SearchSpace
-from epim_nas.files import dump_yaml
+from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, SearchSpace, trace
+from epim_nas.files import dump_yaml, parse_yaml
+from epim_nas.hardware import CostModel, load_chip
+from epim_nas.models.registry import build_model
 from epim_nas.schema import validate
 from epim_nas.space import SpaceConfig, load_space_config
+from epim_nas.space.resolve import resolve_space
 
 
 def conv(name: str, inputs: str, channels: tuple[int, int], **geometry: object) -> LayerSpec:
@@ -262,3 +267,59 @@ def test_finer_patches_are_worth_more_rounds(network: Network) -> None:
     kept = space.without_dominated({"crossbars": same})
     assert all(group.choices[0][0].patch is not None for group in kept.groups)
     assert [len(group) for group in kept.groups] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("space", "model", "chip"),
+    [("narrow", "resnet20", "xbar_64"), ("wide", "resnet50", "epim_256")],
+)
+def test_presets_search_two_bits_and_quarter_size_epitomes(
+    space: str, model: str, chip: str
+) -> None:
+    network = trace(build_model(model, in_channels=3, num_classes=10), (3, 64, 64), model)
+    config = load_space_config(space)
+    resolved = resolve_space(config, CostModel(network, load_chip(chip)))
+    sparing = {layer.name for layer in network.weighted[1:] if layer.type == "conv"}
+    assert len(sparing) == len(network.weighted) - 2
+    for name in sparing:
+        size = math.prod(network[name].weight_shape)
+        offered = {
+            c.shape.size / size
+            for c in resolved.offered.layer_choices[name]
+            if c.weight_bits == 2 and c.shape is not None
+        }
+        assert 0.25 in offered, name
+        assert any(c.weight_bits == 2 for c in resolved.space.layer_choices[name]), name
+    # Small layers drop what saves no crossbar; where it does, quarters are searched.
+    largest = max(sparing, key=lambda name: math.prod(network[name].weight_shape))
+    searched = resolved.space.layer_choices[largest]
+    size = math.prod(network[largest].weight_shape)
+    assert any(
+        c.weight_bits == 2 and c.shape is not None and c.shape.size * 4 == size for c in searched
+    )
+
+
+def test_dropped_counts_are_known_by_layer(network: Network) -> None:
+    keys = {"defaults": {"epitome": EPITOME, "weight_bits": [2, 3]}, "ties": [["a.*"]]}
+    data = {"schema": "epim-nas/space@1", "name": "s", **keys}
+    cost = CostModel(network, load_chip("xbar_64"))
+    resolved = resolve_space(validate(SpaceConfig, data, "s.yaml"), cost)
+    found = resolved.dropped_by_layer
+    for layer, choices in resolved.offered.layer_choices.items():
+        assert found[layer] == len(choices) - len(resolved.space.layer_choices[layer])
+    # Tied layers make one decision, whose choices are dropped once.
+    assert resolved.space.dropped == sum(found.values()) - found["a.conv2"] > 0
+    kept = resolve_space(validate(SpaceConfig, {**data, "drop_dominated": False}, "s.yaml"), cost)
+    assert set(kept.dropped_by_layer.values()) == {0}
+    assert kept.space.log10_size == pytest.approx(resolved.offered.log10_size)
+
+
+def test_examples_of_the_page_are_valid_spaces() -> None:
+    page = Path(__file__).parents[2] / "docs" / "search_space.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    network = trace(build_model("resnet20", in_channels=3, num_classes=10), (3, 32, 32), "resnet20")
+    assert len(blocks) == 3
+    for block in blocks:
+        config = validate(SpaceConfig, parse_yaml(block), "search_space.md")
+        space = SearchSpace.build(config, network, load_chip("xbar_64"))
+        assert space.log10_size > 1, config.name
