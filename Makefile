@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Of the same torch build as the pins; one install for demo, tests and development.
-EXTRAS := ray,vision,plot,onnx,dev
+EXTRAS := ray,vision,plot,onnx,postgresql,dev
 
 .PHONY: help install demo test lint types unit dashboard clean
 

@@ -24,6 +24,7 @@ from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
 from epim_nas.study.metrics import metric_of, parse_objective
 from epim_nas.study.sandwich import Around
+from epim_nas.study.storage import check_url
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.sensitivity import find_method
 from epim_nas.supernet.train_config import TrainConfig
@@ -262,6 +263,7 @@ class SearchConfig(Strict):
         batch_size: images in a batch of an evaluation.
         calibration_images: augmented training images to recalibrate batch norm with.
         validation_images: search-validation images to score with; None for all.
+        storage: URL of a database for the trials; None for a file in the run folder.
     """
 
     strategy: str = "epitome"
@@ -275,6 +277,7 @@ class SearchConfig(Strict):
     batch_size: Positive = 500
     calibration_images: Positive = 1000
     validation_images: Positive | None = None
+    storage: Annotated[str, pydantic.AfterValidator(check_url)] | None = None
 
     @pydantic.field_validator("strategy")
     @classmethod

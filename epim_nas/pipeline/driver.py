@@ -26,7 +26,7 @@ from epim_nas.pipeline.formulation import (
     with_sensitivity,
 )
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.results import load_result, write_results
+from epim_nas.pipeline.results import load_result, open_store, write_results
 from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
@@ -43,7 +43,6 @@ from epim_nas.pipeline.trials import run_trials
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.results import RunResult
-from epim_nas.study.store import TrialStore
 from epim_nas.supernet.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -136,9 +135,8 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
     problem = with_sensitivity(problem, sensitivity)
     seeds = seeds_of(setup, problem)
     budget = dict(problem.limits)
-    store = TrialStore(
-        folder.journal, config.objectives, space, {"budget": budget, "seed": config.seed}
-    )
+    settings = {"budget": budget, "seed": config.seed}
+    store = open_store(folder, config, space, settings)
     write_json(folder.path / "budget.json", budget)
     with DashboardWriter(
         folder.tensorboard, config.name, config.objectives, budget, baseline

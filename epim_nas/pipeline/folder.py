@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "study.journal"
 
     @property
+    def study(self) -> Path:
+        """The name of the run's study, where its trials are in a database."""
+        return self.path / "study.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Weights and states of trainings."""
         return self.path / "checkpoints"

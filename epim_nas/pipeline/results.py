@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from epim_nas._version import __version__
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
+from epim_nas.files import write_json
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
@@ -22,7 +25,7 @@ from epim_nas.report.tables import write_front_csv
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import SELECTIONS, front_numbers, select
 from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
-from epim_nas.study.store import TrialStore
+from epim_nas.study.store import STUDY_NAME, TrialStore
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +45,14 @@ def load_result(folder: RunFolder) -> RunResult:
         InputError: this is not the folder of a run, or nothing was scored yet.
     """
     config = folder.load_config()
-    if not folder.journal.is_file():
+    if not (folder.journal.is_file() or folder.study.is_file()):
         raise InputError(
             str(folder.path),
             "no design was scored yet",
             hint=f"Go on with `epim-nas search {folder.config} --out {folder.path}`.",
         )
     space = folder.parse(folder.space, SearchSpace.from_dict)
-    store = TrialStore(folder.journal, config.objectives, space, read_only=True)
+    store = open_store(folder, config, space)
     records = store.records()
     front = front_numbers(records, config.objectives)
     by_number = {record.number: record for record in records}
@@ -75,6 +78,40 @@ def load_result(folder: RunFolder) -> RunResult:
         else (),
         versions=versions(),
         seconds=folder.read_json(folder.progress) if folder.progress.exists() else {},
+    )
+
+
+def open_store(
+    folder: RunFolder,
+    config: RunConfig,
+    space: SearchSpace,
+    settings: Mapping[str, Any] | None = None,
+) -> TrialStore:
+    """The trials of a run, in its folder or in the database that the run file names.
+
+    Args:
+        folder: the run folder.
+        config: the run file.
+        space: the search space.
+        settings: what identifies the search; None only reads.
+
+    Raises:
+        InputError: the storage cannot be opened, or belongs to another search.
+    """
+    storage, name = config.search.storage, STUDY_NAME
+    if storage is not None:
+        # One database serves many runs: each has a study of its own, and knows its name.
+        if settings is not None and not folder.study.exists():
+            write_json(folder.study, {"study": f"{config.name}-{secrets.token_hex(4)}"})
+        name = str(folder.parse(folder.study, lambda data: data["study"]))
+    return TrialStore(
+        folder.journal,
+        config.objectives,
+        space,
+        settings,
+        read_only=settings is None,
+        storage=storage,
+        study_name=name,
     )
 
 

@@ -20,7 +20,7 @@ from epim_nas.study.history import METRICS_ATTRIBUTE, distributions, params_of, 
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import TrialRecord
 from epim_nas.study.score import expected_rank
-from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.store import Pending, TrialStore, without_legacy
 from epim_nas.study.strategies import Options, find_strategy
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _replay(
     stored = {int(trial.user_attrs["asked"]): trial for trial in store.trials()}
     for asked in range(max([*waiting, *stored], default=-1) + 1):
         if asked in stored:
-            study.add_trial(stored[asked])
+            study.add_trial(without_legacy(stored[asked]))
         elif asked in waiting:
             # As `enqueue_trial` does it, with what the sampler had noted.
             state = {"fixed_params": params_of(waiting[asked].row, problem)}

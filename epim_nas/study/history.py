@@ -99,7 +99,7 @@ class History:
         return self._losses
 
     def measured(self, metric: str, finished: int) -> tuple[list[Row], FloatArray]:
-        """Designs of the first completed trials and what was measured of them, where it was noted."""
+        """Designs of the first completed trials, and what was noted of them."""
         rows, values = [], []
         for trial in self.finished[:finished]:
             metrics = trial.user_attrs.get(METRICS_ATTRIBUTE, {})

@@ -1,24 +1,21 @@
 """Durable trials: one write per finished trial, and a note of what is in flight.
 
-The driver searches on a study in memory; a finished trial becomes one ``add_trial`` to a
-``JournalStorage`` file that stock Optuna opens. Proposals that are being evaluated stand in a small
-file beside it, so that a resumed search evaluates exactly those again.
+The driver searches on a study in memory; a finished trial becomes one ``add_trial`` to a journal
+file that stock Optuna opens, or to a database. Proposals that are being evaluated stand in a small
+file in the run folder, so that a resumed search evaluates exactly those again. What a database that
+is down cannot take waits in another one.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -27,12 +24,24 @@ from epim_nas.files import write_json
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.metrics import maximised, metric_of
 from epim_nas.study.results import Origin, TrialRecord
+from epim_nas.study.storage import (
+    StorageDown,
+    open_journal,
+    open_url,
+    patiently,
+    quiet_metric_names,
+    repair_journal,
+)
 
 log = logging.getLogger(__name__)
 
 STUDY_NAME = "epim_nas"
+"""Name of the study in a journal file."""
 
 DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
+
+LEGACY_CONSTRAINTS = "constraints"
+"""System attribute in which optuna-dashboard looks for constraints: their values alone."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,8 @@ class Pending:
         asked: number of the proposal.
         row: the design.
         origin: seed or search.
-        sampler_state: what the sampler noted in the trial (NSGA-II and III: its generation); a
-            resumed search needs it.
+        sampler_state: what the sampler noted in the trial (how it came about; NSGA-II and III:
+            its generation); a resumed search needs it.
     """
 
     asked: int
@@ -52,20 +61,50 @@ class Pending:
     origin: Origin
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Pending:
+        """From what :func:`~dataclasses.asdict` gave."""
+        state = data.get("sampler_state", {})
+        return cls(data["asked"], tuple(data["row"]), data["origin"], state)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished evaluation.
+
+    Attributes:
+        pending: the proposal.
+        metrics: what was measured; None where it failed.
+        constraints: name -> value; at most 0 where the constraint is kept.
+        finished_at: seconds since 1970.
+        seconds: seconds that the evaluation took.
+        error: why it failed.
+    """
+
+    pending: Pending
+    metrics: Mapping[str, float] | None
+    constraints: Mapping[str, float]
+    finished_at: float
+    seconds: float
+    error: str = ""
+
 
 class TrialStore:
-    """The finished trials of a run, on disk.
+    """The finished trials of a run, on disk or in a database.
 
     Args:
-        path: the journal file.
+        path: the journal file; what is in flight is noted beside it.
         objectives: objective names.
         space: the search space, to turn parameters into designs.
         settings: what identifies the search; stored with the study and compared on reopening.
         read_only: read the trials of a run that another process may be writing: nothing on disk
             is touched.
+        storage: URL of a database to take instead of the file.
+        study_name: name of the study there.
 
     Raises:
-        InputError: the journal belongs to another search, or is not a journal.
+        InputError: the journal belongs to another search, or is not a journal; or the database
+            cannot be reached.
     """
 
     def __init__(
@@ -76,34 +115,49 @@ class TrialStore:
         settings: Mapping[str, Any] | None = None,
         *,
         read_only: bool = False,
+        storage: str | None = None,
+        study_name: str = STUDY_NAME,
     ) -> None:
         self.path = path
+        self.place = f"the storage {storage}" if storage else str(path)
         self.objectives = tuple(objectives)
         self._space = space
         self._sidecar = path.with_name("inflight.json")
+        self._unsaved_file = path.with_name("unsaved.json")
         self._pending: dict[int, Pending] = {}
+        self.study = self._open(storage, study_name, read_only)
+        identity = {"space": space.digest, "objectives": list(self.objectives)}
+        self._check_settings(identity | dict(settings or {}), read_only)
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            repair_journal(path)
-        directions = [DIRECTIONS[more] for more in maximised(self.objectives)]
+            self._save_unsaved()
+
+    def _open(self, storage: str | None, name: str, read_only: bool) -> optuna.Study:
+        if not read_only:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if storage is None:
+                repair_journal(self.path)
+        opened = open_journal(self.path) if storage is None else open_url(storage)
         try:
             if read_only:
-                self.study = optuna.load_study(study_name=STUDY_NAME, storage=open_journal(path))
-            else:
-                self.study = optuna.create_study(
-                    study_name=STUDY_NAME,
-                    storage=open_journal(path),
-                    directions=directions,
-                    load_if_exists=True,
-                )
+                return optuna.load_study(study_name=name, storage=opened)
+            return optuna.create_study(
+                study_name=name,
+                storage=opened,
+                directions=[DIRECTIONS[more] for more in maximised(self.objectives)],
+                load_if_exists=True,
+            )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
+            if storage is not None:
+                raise InputError(
+                    "search.storage",
+                    f"`{storage}` has no study `{name}` of this run ({error})",
+                    hint="Take the storage that the run was made with.",
+                ) from None
             raise InputError(
-                str(path),
+                str(self.path),
                 f"is not an Optuna journal ({error})",
                 hint="Move the file away, or give another run folder.",
             ) from None
-        identity = {"space": space.digest, "objectives": list(self.objectives)}
-        self._check_settings(identity | dict(settings or {}), read_only)
 
     def _check_settings(self, settings: dict[str, Any], read_only: bool) -> None:
         stored = self.study.user_attrs.get("settings")
@@ -111,15 +165,12 @@ class TrialStore:
             return  # the driver has not noted them yet, and a reader does not know them all
         if stored is None:
             self.study.set_user_attr("settings", settings)
-            with warnings.catch_warnings():
-                # "Experimental" in Optuna since 3.2; it only names the values.
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self.study.set_metric_names(list(self.objectives))
+            quiet_metric_names(lambda: self.study.set_metric_names(list(self.objectives)))
             return
         changed = [key for key in settings if stored.get(key) != settings[key]]
         if changed:
             raise InputError(
-                str(self.path),
+                self.place,
                 f"the folder holds a search with another {' and '.join(changed)}",
                 hint="Use the run file it was made with, or another --out folder.",
             )
@@ -156,39 +207,64 @@ class TrialStore:
         seconds: float,
         error: str = "",
     ) -> FrozenTrial:
-        """Store a finished trial durably; ``metrics`` None marks it failed.
-
-        Args:
-            pending: the proposal.
-            metrics: what was measured.
-            constraints: name -> value; at most 0 where the constraint is kept.
-            finished_at: seconds since 1970.
-            seconds: seconds that the evaluation took.
-            error: why it failed.
+        """Store a finished trial durably; the arguments are those of :class:`Finished`.
 
         Returns:
             The stored trial, with its number.
+
+        Raises:
+            StorageDown: the storage does not take it; it is kept in the run folder, and stored
+                when the store is opened again.
         """
+        finished = Finished(pending, metrics, constraints, finished_at, seconds, error)
+        try:
+            stored = self._store(finished)
+        except StorageDown as down:
+            write_json(self._unsaved_file, [*self._unsaved(), asdict(finished)])
+            raise StorageDown(
+                f"{down}. What was finished is stored; the trial that could not be is kept in "
+                f"{self._unsaved_file} and stored when the search goes on. Type the same command "
+                "once the storage is back"
+            ) from None
+        # Its note stays in the file until the next one is written: what is stored is not left over.
+        self._pending.pop(pending.asked, None)
+        return stored
+
+    def _store(self, finished: Finished) -> FrozenTrial:
+        trial = self._trial(finished)
+        tried = False
+
+        def store() -> FrozenTrial:
+            nonlocal tried
+            # An answer may have been lost after the trial was stored.
+            if not (tried and self._is_stored(finished.pending.asked)):
+                tried = True
+                self.study.add_trial(trial)
+            return self.trials()[-1]
+
+        return patiently(store, self.place)
+
+    def _trial(self, finished: Finished) -> FrozenTrial:
+        pending, metrics = finished.pending, finished.metrics
         params = {
             group.name: index for group, index in zip(self._space.groups, pending.row, strict=True)
         }
         attributes: dict[str, Any] = {
             "asked": pending.asked,
             "origin": pending.origin,
-            "finished_at": finished_at,
-            "seconds": seconds,
+            "finished_at": finished.finished_at,
+            "seconds": finished.seconds,
             "design": {name: str(c) for name, c in self._space.design(pending.row).choices.items()},
         }
         if metrics is None:
             state, values = TrialState.FAIL, None
-            attributes["error"] = error
+            attributes["error"] = finished.error
         else:
-            state, values = (
-                TrialState.COMPLETE,
-                [metrics[metric_of(name)] for name in self.objectives],
-            )
+            state = TrialState.COMPLETE
+            values = [metrics[metric_of(name)] for name in self.objectives]
             attributes["metrics"] = dict(metrics)
-        trial = create_trial(
+        legacy = {LEGACY_CONSTRAINTS: list(finished.constraints.values())}
+        return create_trial(
             state=state,
             values=values,
             params=params,
@@ -197,68 +273,68 @@ class TrialStore:
                 for group in self._space.groups
             },
             user_attrs=attributes,
-            system_attrs=dict(pending.sampler_state),
-            constraints=dict(constraints),
+            system_attrs=dict(pending.sampler_state) | legacy,
+            constraints=dict(finished.constraints),
         )
-        self.study.add_trial(trial)
-        stored = self.trials()[-1]
-        # Its note stays in the file until the next one is written: what is stored is not left over.
-        self._pending.pop(pending.asked, None)
-        return stored
+
+    def _is_stored(self, asked: int) -> bool:
+        return any(trial.user_attrs.get("asked") == asked for trial in self.trials())
 
     def begin(self, pending: Pending) -> None:
         """Note that a proposal is being evaluated."""
         self._pending[pending.asked] = pending
-        self._write_pending()
+        write_json(self._sidecar, [asdict(waiting) for waiting in self._pending.values()])
 
     def left_over(self) -> list[Pending]:
         """Proposals that an earlier, killed driver had in flight and that are not stored."""
-        if not self._sidecar.exists():
-            return []
-        try:
-            entries = json.loads(self._sidecar.read_text())
-            found = [
-                Pending(e["asked"], tuple(e["row"]), e["origin"], e.get("sampler_state", {}))
-                for e in entries
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise EpimError(f"{self._sidecar}: cannot be read ({error}); delete it") from None
+        found = [Pending.from_dict(entry) for entry in _entries(self._sidecar)]
         stored = {trial.user_attrs.get("asked") for trial in self.trials()}
         left = [pending for pending in found if pending.asked not in stored]
         # Kept in the file until they are stored: this driver may be killed as well.
         self._pending = {pending.asked: pending for pending in left} | self._pending
         return left
 
-    def _write_pending(self) -> None:
-        entries = [
-            {
-                "asked": p.asked,
-                "row": list(p.row),
-                "origin": p.origin,
-                "sampler_state": dict(p.sampler_state),
-            }
-            for p in self._pending.values()
-        ]
-        write_json(self._sidecar, entries)
+    def _unsaved(self) -> list[dict[str, Any]]:
+        return _entries(self._unsaved_file)
+
+    def _save_unsaved(self) -> None:
+        """Store what an earlier driver could not."""
+        for entry in self._unsaved():
+            finished = Finished(**{**entry, "pending": Pending.from_dict(entry["pending"])})
+            if not self._is_stored(finished.pending.asked):
+                self._store(finished)
+                log.info("stored a trial that %s could not take before", self.place)
+        self._unsaved_file.unlink(missing_ok=True)
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """The storage of a journal file. The lock is a file that dies with its owner's stale age."""
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+def _entries(file: Path) -> list[dict[str, Any]]:
+    """The entries of a note in the run folder; none where it is missing.
+
+    Raises:
+        EpimError: it cannot be read.
+    """
+    if not file.exists():
+        return []
+    try:
+        entries = json.loads(file.read_text())
+        for entry in entries:
+            Pending.from_dict(entry.get("pending", entry))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EpimError(f"{file}: cannot be read ({error}); delete it") from None
+    return list(entries)
 
 
-def repair_journal(path: Path) -> None:
-    """Cut a torn last line, which a killed writer can leave, so that the journal is writable."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            log.warning("%s: the last line was torn by a crash; cut it", path)
-            file.truncate(end)
-            file.flush()
-            os.fsync(file.fileno())
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        # The run folder is locked by this process, so a journal lock is a dead driver's.
-        lock.unlink(missing_ok=True)
+def without_legacy(trial: FrozenTrial) -> FrozenTrial:
+    """A stored trial as it was in memory: constraints by name only.
+
+    With both, samplers would count every constraint of a trial twice that was stored before.
+    """
+    attributes = {k: v for k, v in trial.system_attrs.items() if k != LEGACY_CONSTRAINTS}
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=attributes,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,17 @@ OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
 class Workers(Executor):
     """Finishes calls in a random order, and is interrupted after a number of them."""
 
-    def __init__(self, problem: SearchProblem, capacity: int, calls: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        problem: SearchProblem,
+        capacity: int,
+        calls: int | None,
+        seed: int,
+        before_call: Callable[[int], object] = lambda calls: None,
+    ) -> None:
         self.capacity = capacity
+        self._before_call = before_call
+        self._calls_made = 0
         self._problem = problem
         self._calls_left = calls
         self._queue: list[tuple[Any, Row]] = []
@@ -42,6 +52,8 @@ class Workers(Executor):
             raise KeyboardInterrupt
         if self._calls_left is not None:
             self._calls_left -= 1
+        self._calls_made += 1
+        self._before_call(self._calls_made)
         key, row = self._queue.pop(self._order.randrange(len(self._queue)))
         loss = self._problem.total(self._problem.sensitivity, row)
         return Outcome(key, SimpleNamespace(loss=loss, accuracy=1 / (1 + loss)))
@@ -58,6 +70,8 @@ def search(
     *,
     capacity: int = 1,
     calls: int | None = None,
+    storage: str | None = None,
+    before_call: Callable[[int], object] = lambda calls: None,
 ) -> list[optuna.trial.FrozenTrial]:
     """Run, or go on with, a search that is interrupted after ``calls`` evaluations."""
 
@@ -71,10 +85,10 @@ def search(
     setup: Any = SimpleNamespace(
         config=SimpleNamespace(search=search_config, seed=3), metrics=metrics
     )
-    store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space)
+    store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space, storage=storage)
     first = STRATEGIES[strategy].first
     seeds = [seed.row for seed in exact_seeds(problem, 5)] if first else []
-    workers = Workers(problem, capacity, calls, len(store.trials()))
+    workers = Workers(problem, capacity, calls, len(store.trials()), before_call)
     try:
         run_trials(setup, problem, seeds, store, workers, Reporter())
     except KeyboardInterrupt:

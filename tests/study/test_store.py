@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from epim_nas import InputError
 from epim_nas.study.problem import SearchProblem
-from epim_nas.study.store import STUDY_NAME, Pending, TrialStore, open_journal
+from epim_nas.study.storage import open_journal
+from epim_nas.study.store import STUDY_NAME, Pending, TrialStore, without_legacy
 
 OBJECTIVES = ("accuracy", "latency_ns")
 
@@ -44,7 +45,9 @@ def test_stock_optuna_opens_the_journal(tmp_path: Path, problem: SearchProblem) 
     ]
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == list(OBJECTIVES)
-    assert study.trials[5].constraints == {"crossbars": 2.0}
+    # By name, and by number as optuna-dashboard reads them.
+    assert study.trials[5].constraints == {"0": 2.0, "crossbars": 2.0}
+    assert without_legacy(study.trials[5]).constraints == {"crossbars": 2.0}
     assert all(trial.constraints["crossbars"] <= 0 for trial in study.best_trials)
 
 

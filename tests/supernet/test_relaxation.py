@@ -1,4 +1,4 @@
-"""The relaxed supernet: its value under a draw is the design's, its gradient is plain autograd's."""
+"""The relaxed supernet: its value is the drawn design's, its gradient plain autograd's."""
 
 from __future__ import annotations
 
