@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,10 +40,11 @@ from epim_nas.pipeline.stages import (
     timed,
     train_supernet,
 )
-from epim_nas.pipeline.trials import run_trials
+from epim_nas.pipeline.trials import describe_trials, run_trials
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.results import RunResult
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.results import RunResult, TrialRecord
 from epim_nas.supernet.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -152,7 +154,10 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             with timed(folder, "search"):
                 first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)
                 run_trials(setup, problem, first, store, executor, reporter, dashboard.add_trial)
+            log.info(describe_trials(store))
             records = store.records()
+            if records and not any(record.feasible for record in records):
+                log.warning(_nothing_feasible(problem, records))
             chosen = choose_finalists(records, config.objectives, config.finalists.count)
             finetune_finalists(
                 setup, space, chosen, folder, executor, scorer, reporter, dashboard.add_finalist
@@ -167,6 +172,23 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             run_folder=str(folder.path),
         )
     return result
+
+
+def _nothing_feasible(problem: SearchProblem, records: Sequence[TrialRecord]) -> str:
+    """What to say where no scored design keeps the budget."""
+    excess = {
+        record.number: max(
+            value / problem.limits[name]
+            for name, value in problem.violations(problem.space.row(record.design)).items()
+        )
+        for record in records
+    }
+    nearest = min(excess, key=lambda number: excess[number])
+    return (
+        f"none of the {len(records)} scored designs keeps the budget, so the front is empty; trial "
+        f"{nearest} comes nearest, {100 * excess[nearest]:.0f} % above a limit. Set "
+        "search.repair=true, or take the strategy `epitome`, which score nothing beyond it"
+    )
 
 
 def _with_nearest(error: UnreachableBudget, setup: Setup, folder: RunFolder) -> UnreachableBudget:

@@ -42,12 +42,19 @@ def choose_finalists(
         (record for record in records if record.feasible),
         key=lambda record: (expected_rank(record.metrics), -record.number),
     )
-    chosen: dict[int, None] = {hopeful.number: None}
+    reasons: dict[int, str] = {hopeful.number: "expected to be the best after training"}
     for which in ("best-accuracy", "knee", "best-latency", "best-energy"):
-        chosen[select(front, which, objectives).number] = None
+        reasons.setdefault(select(front, which, objectives).number, which)
     for index in np.round(np.linspace(0, len(front) - 1, min(len(front), count))).astype(int):
-        chosen[front[index].number] = None
-    return [by_number[number] for number in list(chosen)[:count]]
+        reasons.setdefault(front[index].number, "spread over the front")
+    chosen = list(reasons)[:count]
+    log.info(
+        "%d of %d designs on the front; to be trained on their own: %s",
+        len(front),
+        len(records),
+        ", ".join(f"trial {number} ({reasons[number]})" for number in chosen) or "none",
+    )
+    return [by_number[number] for number in chosen]
 
 
 def finetune_finalists(

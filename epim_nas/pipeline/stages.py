@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -225,16 +226,26 @@ def seeds_of(setup: Setup, problem: SearchProblem) -> list[Row]:
     search = setup.config.search
     alone = search.strategy == "exact"
     seeds = exact_seeds(problem, search.trials if alone else search.seeds)
+    rows = [seed.row for seed in seeds]
+    lost = [problem.total(problem.sensitivity, row) for row in rows]
+    proven = sum(seed.certificate.optimal for seed in seeds)
+    log.info(
+        "%d exact seeds (%d proven optimal for their trade-off): sensitivity %.4g to %.4g, %d to "
+        "%d crossbars",
+        len(seeds), proven, min(lost), max(lost),
+        min(map(problem.weight, rows)), max(map(problem.weight, rows)),
+    )  # fmt: skip
     for number, seed in enumerate(seeds):
-        log.info(
-            "seed %d: sensitivity %.4g, %d crossbars; least weighted sum of %s: %s",
+        log.debug(
+            "seed %d: sensitivity %.4g, %d crossbars; least weighted sum of %s%s: %s",
             number,
-            problem.total(problem.sensitivity, seed.row),
+            lost[number],
             problem.weight(seed.row),
             ", ".join(f"{weight:.3g} {name}" for name, weight in seed.weights.items()),
+            f", no layer slower than {seed.cap:.4g} ns" if math.isfinite(seed.cap) else "",
             seed.certificate,
         )
-    return [seed.row for seed in seeds]
+    return rows
 
 
 def first_designs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row
 from epim_nas.study.history import METRICS_ATTRIBUTE, distributions, params_of, row_of
 from epim_nas.study.problem import SearchProblem
-from epim_nas.study.results import TrialRecord
+from epim_nas.study.results import Origin, TrialRecord
+from epim_nas.study.samplers import HOW_ATTRIBUTE
 from epim_nas.study.score import expected_rank
 from epim_nas.study.store import Pending, TrialStore, without_legacy
 from epim_nas.study.strategies import Options, find_strategy
@@ -72,12 +74,13 @@ def run_trials(
         while done < target:
             while len(in_flight) < executor.capacity and done + len(in_flight) < target:
                 trial = study.ask(distributions(problem))
-                pending = Pending(
-                    trial.number,
-                    row_of(trial.params, problem),
-                    "seed" if trial.number < len(seeds) else "search",
-                    _sampler_state(study, trial.number),
-                )
+                state = _sampler_state(study, trial.number)
+                if trial.number < len(seeds):
+                    state[HOW_ATTRIBUTE] = f"{strategy.first} design"
+                exact = trial.number < len(seeds) and strategy.first == "exact"
+                row = row_of(trial.params, problem)
+                origin: Origin = "seed" if exact else "search"
+                pending = Pending(trial.number, row, origin, state)
                 if pending.row in scored:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     repeats += 1
@@ -132,6 +135,24 @@ def run_trials(
             study.tell(trial, list(stored.values))
             advance(done, f"top-1 {100 * metrics['accuracy']:.1f} %")
             on_trial(store.record(stored))
+
+
+def describe_trials(store: TrialStore) -> str:
+    """How the scored designs came about, and what became of them, in one line."""
+    records = store.records()
+    ways = Counter(_ways(store))
+    kept = sum(record.feasible for record in records)
+    failed = len(store.trials()) - len(records)
+    return (
+        f"{len(records)} designs were scored with shared weights, {kept} of them within the "
+        f"budget ({', '.join(f'{count} {way}' for way, count in ways.most_common())})"
+        + (f"; {failed} evaluations failed" if failed else "")
+    )
+
+
+def _ways(store: TrialStore) -> list[str]:
+    complete = [t for t in store.trials() if t.state == optuna.trial.TrialState.COMPLETE]
+    return [str(trial.system_attrs.get(HOW_ATTRIBUTE, "")).split(",")[0] for trial in complete]
 
 
 def _options(search: SearchConfig) -> Options:

@@ -91,6 +91,7 @@ def tiny_run(**changes: Any) -> dict[str, Any]:
 
 def write_run(folder: Path, **changes: Any) -> Path:
     """Write :func:`tiny_run` to ``folder/tiny.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(dump_yaml(tiny_run(**changes)), encoding="utf-8")
     return path

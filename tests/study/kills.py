@@ -1,0 +1,24 @@
+"""A search with a cheap measurement, to be killed: ``python -m tests.study.kills FOLDER TRIALS``.
+
+The number of workers is the third argument, 1 by default.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from tests.pipeline.test_trials import search
+from tests.study.conftest import make_problem
+
+
+def problem():
+    """What is searched."""
+    return make_problem(groups=6, choices=8, slack=12)
+
+
+if __name__ == "__main__":
+    folder, trials, capacity = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    search(folder, problem(), "epitome", trials, capacity=capacity,
+           before_call=lambda calls: time.sleep(0.02))  # fmt: skip
