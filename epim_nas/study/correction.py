@@ -14,7 +14,7 @@ from epim_nas.study.surrogate import fit_additive
 
 LEAST = 10
 """Measured designs below which the table is left as it is."""
-_MOST = 150
+MOST = 150
 """Newest designs that are fitted; the time grows with the cube of their number."""
 _POWERS = (0.2, 2.0)
 """Smallest and largest exponent between sensitivity and loss."""
@@ -58,7 +58,7 @@ def corrected(
         losses: (rows,) their losses (nats).
         error: standard deviation to assume while too few are known.
     """
-    rows, losses = rows[-_MOST:], losses[-_MOST:]
+    rows, losses = rows[-MOST:], losses[-MOST:]
     if len(rows) < LEAST or np.ptp(losses) == 0:
         return Sensitivity(list(prior), error)
     index = np.array(rows)

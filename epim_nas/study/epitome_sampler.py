@@ -7,64 +7,111 @@ Every proposal therefore follows what was measured so far:
 - *solve again*: the sensitivity is corrected by the measured losses, drawn from what is uncertain
   about it (Thompson sampling), and solved exactly for a random trade-off;
 - *evolve*: children of the measured front, by crossover, random mutation, and local moves where
-  the marginal gain is largest. The best of a pool under a random trade-off is evaluated, with the
-  costs of whole designs, so that children which are known to be poor are not.
+  the marginal gain is largest.
+
+Of a pool of both, the one is scored that should add most to the front's hypervolume, by the costs
+of whole designs and the accuracy that its corrected sensitivity stands for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import optuna
 from optuna.trial import FrozenTrial
+from scipy.optimize import isotonic_regression
 
 from epim_nas.space.space import Row
-from epim_nas.study.correction import Sensitivity, corrected
+from epim_nas.study.correction import MOST, Sensitivity, corrected
 from epim_nas.study.exact import Unreachable, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
-from epim_nas.study.metrics import is_maximised, metric_of
+from epim_nas.study.metrics import METRICS, is_maximised, metric_of
+from epim_nas.study.pareto import box_volume
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import FeasibleSampler, cross, mutate, random_row
 from epim_nas.study.seeds import judges_accuracy
 
 _REFIT_EVERY = 10
 """Finished trials between two corrections of the scores."""
+_BOX = 1.1
+"""Reference point, where objectives are scaled to 0 (best of the front) .. 1 (worst)."""
 _LEAST = 1e-12
 """Stands for a sensitivity of nothing."""
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A rising curve through points that scatter around it.
+
+    Attributes:
+        at: positions, rising.
+        values: the curve there, rising.
+    """
+
+    at: FloatArray
+    values: FloatArray
+
+    @classmethod
+    def through(cls, at: FloatArray, values: FloatArray) -> Curve:
+        """The isotonic regression, with a little slope so that its steps still have an order."""
+        order = np.argsort(at, kind="stable")
+        slope = 1e-3 * (float(np.ptp(values)) or 1.0) / (float(np.ptp(at)) or 1.0)
+        fitted = isotonic_regression(values[order]).x
+        return cls(at[order], fitted + slope * (at[order] - at.mean()))
+
+    def __call__(self, at: FloatArray) -> FloatArray:
+        """The curve's values; beyond its ends they stay."""
+        result: FloatArray = np.interp(at, self.at, self.values)
+        return result
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a measured objective should be.
+
+    Attributes:
+        of_order: by a scored design's expected order (as the history's front has it).
+        of_sensitivity: by the logarithm of a design's corrected sensitivity.
+    """
+
+    of_order: Curve
+    of_sensitivity: Curve
+
+
 class EpitomeSampler(FeasibleSampler):
-    """Exact solutions of corrected scores, and evolution around the measured front.
+    """Exact solutions of corrected scores and children of the front, chosen by what they may add.
 
     Args:
         problem: space, scores and limits.
         seed: seed of the search.
-        solve: probability of solving again instead of evolving.
-        crossover: probability of two parents instead of one.
-        pool: children to choose from.
+        solutions: exact solutions in the pool that a proposal is chosen from.
+        children: children of the front in it.
+        crossover: probability that a child has two parents instead of one.
     """
 
     def __init__(
         self,
         problem: SearchProblem,
         seed: int,
-        solve: float = 0.4,
+        solutions: int = 2,
+        children: int = 2,
         crossover: float = 0.5,
-        pool: int = 6,
     ) -> None:
         super().__init__(problem, seed)
-        self._solve = solve
+        self._solutions = solutions
+        self._children = children
         self._crossover = crossover
-        self._pool = pool
         self._fitted = -1
         self._sensitivity = Sensitivity(problem.sensitivity, 0.1)
         self._judges_accuracy = judges_accuracy(problem)
+        self._curves: dict[int, Curves] = {}
         # All choices of all groups, one after the other.
         self._sizes = np.array([len(group) for group in problem.space.groups])
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._crossbars = np.concatenate(problem.crossbars).astype(float)
+        self._costs = [np.concatenate(scores) for scores in problem.objective_costs.values()]
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
@@ -74,16 +121,74 @@ class EpitomeSampler(FeasibleSampler):
         if not front:
             return random_row(self._problem, rng), "random: nothing feasible is known"
         self._correct()
-        if rng.random() < self._solve:
-            losses = self._scalarised(front, self._sensitivity.drawn(rng), rng)
-            # Half of them with the slowest layer a little faster than in a design of the front.
-            slowest = self._problem.slowest(front[int(rng.integers(len(front)))])
-            cap = slowest * rng.uniform(0.6, 1.0) if rng.random() < 0.5 else np.inf
-            try:
-                return self._problem.solve(losses, cap).row, "solved with corrected scores"
-            except (Infeasible, Unreachable):
-                pass  # no layer can be so fast, or the limits cannot be kept with it
-        return self._best_child(front, rng)
+        drawn = self._sensitivity.drawn(rng)
+        pool: dict[Row, str] = {}
+        for _ in range(self._solutions):
+            row = self._solved(front, drawn, rng)
+            if row is not None:
+                pool.setdefault(row, "solved with corrected scores")
+        losses = self._scalarised(self._sensitivity.scores, rng)
+        for _ in range(self._children):
+            row, how = self._child(front, losses, rng)
+            pool.setdefault(row, how)
+        new = [row for row in pool if row not in self._history.proposed] or list(pool)
+        best = new[self._most_promising(new, drawn, rng)]
+        return best, f"{pool[best]}, of {len(pool)}"
+
+    def _solved(
+        self, front: Sequence[Row], drawn: Sequence[FloatArray], rng: np.random.Generator
+    ) -> Row | None:
+        """The exact solution for a random trade-off, if there is one under its cap."""
+        losses = self._scalarised(drawn, rng)
+        # Half of them with the slowest layer a little faster than in a design of the front.
+        slowest = self._problem.slowest(front[int(rng.integers(len(front)))])
+        cap = slowest * rng.uniform(0.6, 1.0) if rng.random() < 0.5 else np.inf
+        try:
+            return self._problem.solve(losses, cap).row
+        except (Infeasible, Unreachable):
+            return None  # no layer can be so fast, or the limits cannot be kept with it
+
+    def _most_promising(
+        self, rows: Sequence[Row], drawn: Sequence[FloatArray], rng: np.random.Generator
+    ) -> int:
+        """Index of the row that adds most to the hypervolume of the front, as far as is known.
+
+        What a row reaches is taken from the drawn sensitivity and the costs of whole designs. Where
+        none adds anything, a random trade-off decides.
+        """
+        losses, known = self._expected(rows, drawn), self._history.front_losses.copy()
+        for column, curves in self._curves.items():
+            known[:, column] = curves.of_order(known[:, column])
+        low, span = known.min(axis=0), np.ptp(known, axis=0)
+        span = np.where(span > 0, span, 0.1 * np.abs(low) + 1e-12)
+        scaled, known = (losses - low) / span / _BOX, (known - low) / span / _BOX
+        gains = [_gain(known, row) for row in scaled]
+        if max(gains) > 0:
+            return int(np.argmax(gains))
+        return int(np.argmin(scaled @ rng.dirichlet(np.ones(scaled.shape[1]))))
+
+    def _expected(self, rows: Sequence[Row], drawn: Sequence[FloatArray]) -> FloatArray:
+        """(rows, objectives) what rows should reach; less is better."""
+        index = np.array(rows)
+        real = self._problem.model(index) if self._problem.model is not None else {}
+        costs = self._problem.objective_costs
+        columns = []
+        for column, objective in enumerate(self._problem.objectives):
+            name = metric_of(objective)
+            sign = -1.0 if is_maximised(objective) else 1.0
+            if column in self._curves:
+                lost = np.log(np.maximum(totals(drawn, rows), _LEAST))
+                columns.append(self._curves[column].of_sensitivity(lost))
+            elif METRICS[name].measured or name == "sensitivity":
+                columns.append(totals(drawn, rows))
+            elif name in real:
+                columns.append(sign * np.asarray(real[name], dtype=float))
+            elif objective in costs:
+                # As far as it is known: moved and scaled like the values of the front.
+                columns.append(totals(costs[objective], rows))
+            else:
+                columns.append(np.full(len(rows), self._history.front_losses[:, column].mean()))
+        return np.stack(columns, axis=1)
 
     def _correct(self) -> None:
         """Correct the sensitivity, every few finished trials.
@@ -91,14 +196,25 @@ class EpitomeSampler(FeasibleSampler):
         By the number of finished trials alone, so that a resumed search corrects at the same ones.
         """
         finished = len(self._history.finished) // _REFIT_EVERY * _REFIT_EVERY
-        if finished == self._fitted or not self._judges_accuracy:
+        if finished in (self._fitted, 0) or not self._judges_accuracy:
             return
         self._fitted = finished
-        rows, losses = self._history.measured("loss", finished)
+        begin = max(0, finished - MOST)
+        rows, losses = self._history.measured("loss", begin, finished)
         self._sensitivity = corrected(self._problem.sensitivity, rows, losses)
+        ranked = self._history.losses(begin, finished, ranked=True)
+        plain = self._history.losses(begin, finished, ranked=False)
+        every = [self._history.row(trial) for trial in self._history.finished[begin:finished]]
+        lost = np.log(np.maximum(totals(self._sensitivity.scores, every), _LEAST))
+        for column, objective in enumerate(self._problem.objectives):
+            if METRICS[metric_of(objective)].measured:
+                self._curves[column] = Curves(
+                    Curve.through(ranked[:, column], plain[:, column]),
+                    Curve.through(lost, plain[:, column]),
+                )
 
     def _scalarised(
-        self, front: Sequence[Row], sensitivity: Sequence[FloatArray], rng: np.random.Generator
+        self, sensitivity: Sequence[FloatArray], rng: np.random.Generator
     ) -> list[FloatArray]:
         """Per group the weighted sum of sensitivity and costs, for a random trade-off.
 
@@ -106,31 +222,18 @@ class EpitomeSampler(FeasibleSampler):
         scores are divided by the total of a design of the front, near which they are its
         logarithm's. Costs are divided by their range over the front.
         """
-        at = int(rng.integers(len(front)))
-        costs = self._problem.objective_costs
-        by_sensitivity = self._judges_accuracy or not costs
-        weights = rng.dirichlet(np.ones(by_sensitivity + len(costs)))
-        result: list[FloatArray] = [np.zeros(len(score)) for score in sensitivity]
-        terms: list[tuple[float, Sequence[FloatArray]]] = []
+        chosen = self._history.front_table + self._starts
+        by_sensitivity = self._judges_accuracy or not self._costs
+        weights = rng.dirichlet(np.ones(by_sensitivity + len(self._costs)))
+        scores = np.zeros(int(self._sizes.sum()))
         if by_sensitivity:
-            lost = np.maximum(totals(sensitivity, front), _LEAST)
-            scale = _spread(np.log(lost)) * float(lost[at])
-            terms.append((weights[-1] / scale, sensitivity))
-        for weight, cost in zip(weights, costs.values(), strict=False):
-            terms.append((weight / _spread(totals(cost, front)), cost))
-        for weight, term in terms:
-            result = [sum_ + weight * score for sum_, score in zip(result, term, strict=True)]
-        return result
-
-    def _best_child(
-        self, front: Sequence[Row], rng: np.random.Generator
-    ) -> tuple[Sequence[int], str]:
-        losses = self._scalarised(front, self._sensitivity.scores, rng)
-        children = [self._child(front, losses, rng) for _ in range(self._pool)]
-        scores = self._scores([row for row, _ in children])
-        weights = rng.dirichlet(np.ones(scores.shape[1]))
-        row, how = children[int(np.argmin(scores @ weights))]
-        return row, f"{how}, best of {self._pool}"
+            every = np.concatenate(sensitivity)
+            lost = np.maximum(every[chosen].sum(axis=1), _LEAST)
+            scale = _spread(np.log(lost)) * float(lost[int(rng.integers(len(lost)))])
+            scores += weights[-1] / scale * every
+        for weight, cost in zip(weights, self._costs, strict=False):
+            scores += weight / _spread(cost[chosen].sum(axis=1)) * cost
+        return np.split(scores, self._starts[1:])
 
     def _child(
         self, front: Sequence[Row], losses: Sequence[FloatArray], rng: np.random.Generator
@@ -174,26 +277,15 @@ class EpitomeSampler(FeasibleSampler):
             child[group] = int(np.argmax(gains[start : start + self._sizes[group]]))
         return child
 
-    def _scores(self, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
-        """(rows, objectives) expected objectives, each scaled to 0 (best of the rows) .. 1."""
-        index = np.array(rows)
-        real = self._problem.model(index) if self._problem.model is not None else {}
-        costs = self._problem.objective_costs
-        columns: list[FloatArray] = []
-        if self._judges_accuracy or not costs:
-            columns.append(np.log(np.maximum(totals(self._sensitivity.scores, rows), _LEAST)))
-        for objective in self._problem.objectives:
-            name = metric_of(objective)
-            if name in real:
-                sign = -1.0 if is_maximised(objective) else 1.0
-                columns.append(sign * np.asarray(real[name], dtype=float))
-            elif objective in costs:
-                columns.append(totals(costs[objective], rows))
-        table = np.stack(columns, axis=1)
-        low = table.min(axis=0)
-        spread = table.max(axis=0) - low
-        scaled: npt.NDArray[np.float64] = (table - low) / np.where(spread > 0, spread, 1.0)
-        return scaled
+
+def _gain(known: FloatArray, row: FloatArray) -> float:
+    """What a point adds to the hypervolume of others, with the reference point (1, ..., 1)."""
+    if (row >= 1).any() or (known <= row).all(axis=1).any():
+        return 0.0
+    # Only the part that the point dominates counts: the others are cut to it.
+    box = float(np.prod(1 - row))
+    cut = (np.maximum(known, row) - row) / (1 - row)
+    return box * (1.0 - box_volume(cut))
 
 
 def _spread(values: FloatArray) -> float:

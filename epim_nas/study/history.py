@@ -56,6 +56,11 @@ class History:
         self._seen = 0
         self._front: list[tuple[int, Row]] = []
         self._losses = np.empty((0, 0))
+        self._table = np.empty((0, len(problem.space)), dtype=np.int64)
+        self._table_is_old = False
+        objectives = problem.objectives
+        self._signs = np.array([-1.0 if is_maximised(name) else 1.0 for name in objectives])
+        self._measured = np.array([METRICS[metric_of(name)].measured for name in objectives])
 
     def follow(self, study: optuna.Study, number: int) -> None:
         """Take in what has happened since the last call.
@@ -66,7 +71,7 @@ class History:
         """
         trials = study.get_trials(deepcopy=False)
         size = len(self._problem.space)
-        waiting = [*self._open, *range(self._seen, len(trials))]
+        waiting = sorted([*self._open, *range(self._seen, len(trials))])
         self._seen, self._open = len(trials), []
         news = []
         for index in waiting:
@@ -80,8 +85,10 @@ class History:
             elif trial.state == TrialState.COMPLETE:
                 news.append(trial)
         if news:
+            late = bool(self.finished) and news[0].number < self.finished[-1].number
             self.finished.extend(news)
-            self.finished.sort(key=lambda trial: trial.number)
+            if late:  # with several workers trials finish out of order
+                self.finished.sort(key=lambda trial: trial.number)
             self._extend_front(news)
 
     def row(self, trial: FrozenTrial) -> Row:
@@ -94,22 +101,41 @@ class History:
         return [row for _, row in self._front]
 
     @property
+    def front_table(self) -> npt.NDArray[np.int64]:
+        """(front, groups) the same as an array."""
+        if self._table_is_old:
+            self._table, self._table_is_old = np.array(self.front, dtype=np.int64), False
+        return self._table
+
+    @property
     def front_losses(self) -> FloatArray:
         """(front, objectives), less is better."""
         return self._losses
 
-    def measured(self, metric: str, finished: int) -> tuple[list[Row], FloatArray]:
-        """Designs of the first completed trials, and what was noted of them."""
+    def measured(self, metric: str, begin: int, end: int) -> tuple[list[Row], FloatArray]:
+        """Designs of some completed trials, and what was noted of them."""
         rows, values = [], []
-        for trial in self.finished[:finished]:
+        for trial in self.finished[begin:end]:
             metrics = trial.user_attrs.get(METRICS_ATTRIBUTE, {})
             if metric in metrics and np.isfinite(metrics[metric]):
                 rows.append(self.row(trial))
                 values.append(float(metrics[metric]))
         return rows, np.array(values)
 
+    def losses(self, begin: int, end: int, *, ranked: bool) -> FloatArray:
+        """(trials, objectives) what some completed trials reached; less is better.
+
+        Args:
+            begin: the first of :attr:`finished`.
+            end: the one after the last.
+            ranked: judge how well a network works by its expected order, as the front does.
+        """
+        judge = self._loss if ranked else self._plain_loss
+        return np.array([judge(trial) for trial in self.finished[begin:end]])
+
     def _extend_front(self, news: Sequence[FrozenTrial]) -> None:
         entries = list(zip(self._front, self._losses, strict=True))
+        changed = False
         for trial in news:
             if not is_feasible(trial):
                 continue
@@ -117,8 +143,12 @@ class History:
             others = np.array([other for _, other in entries])
             if len(entries) and bool((others <= loss).all(axis=1).any()):
                 continue
+            changed = True
             entries = [entry for entry in entries if not bool((loss <= entry[1]).all())]
             entries.append(((trial.number, self._rows[trial.number]), loss))
+        if not changed:
+            return
+        self._table_is_old = True
         entries.sort(key=lambda entry: entry[0][0])
         self._front = [entry for entry, _ in entries]
         self._losses = np.array([loss for _, loss in entries])
@@ -130,14 +160,13 @@ class History:
         noted: accuracy with shared weights orders designs less well (docs/sensitivity.md).
         """
         metrics = trial.user_attrs.get(METRICS_ATTRIBUTE, {})
-        losses = []
-        for objective, value in zip(self._problem.objectives, trial.values, strict=True):
-            measured = METRICS[metric_of(objective)].measured
-            if measured and "expected_rank" in metrics:
-                losses.append(-float(metrics["expected_rank"]))
-            else:
-                losses.append(-value if is_maximised(objective) else value)
-        return np.array(losses, dtype=np.float64)
+        losses = self._plain_loss(trial)
+        if "expected_rank" in metrics:
+            losses[self._measured] = -float(metrics["expected_rank"])
+        return losses
+
+    def _plain_loss(self, trial: FrozenTrial) -> FloatArray:
+        return np.array(trial.values, dtype=np.float64) * self._signs
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
