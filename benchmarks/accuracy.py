@@ -99,7 +99,7 @@ class Study:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         config = load_space_config(str(lab.setup.config.space))
-        self._choices = SearchSpace.build(config, lab.setup.network).layer_choices
+        self._choices = SearchSpace.build(config, lab.setup.network, lab.setup.chip).layer_choices
 
     def propose(self, method: str, budget: int, seed: int) -> list[Candidate]:
         """The candidates of a method, all within a budget of crossbars.
@@ -118,7 +118,7 @@ class Study:
         The most promising by what is expected of them after training come first.
         """
         problem, rng = self.lab.problem(budget), np.random.default_rng([7, budget])
-        best = Knapsack(problem.sensitivity, problem.crossbars, budget).solve().row
+        best = problem.solve(problem.sensitivity).row
         rows = {best: None}
         with contextlib.suppress(Infeasible):
             rows[self._bits_row(problem)] = None
@@ -131,8 +131,7 @@ class Study:
             rows[problem.repair(changed)] = None
         expected = {}
         for row in rows:
-            with self.lab.supernet.frozen(row):
-                loss = self.lab.measure(self.lab.supernet).loss
+            loss = self.lab.score(self.lab.supernet, row).loss
             additive = problem.total(problem.sensitivity, row)
             expected[row] = expected_rank({"sensitivity": additive, "loss": loss})
         hopeful = sorted(rows, key=lambda row: -expected[row])[:CANDIDATES]
@@ -149,17 +148,13 @@ class Study:
         ]
         losses = [loss[kept] for loss, kept in zip(problem.sensitivity, dense, strict=True)]
         weights = [weight[kept] for weight, kept in zip(problem.crossbars, dense, strict=True)]
-        row = Knapsack(losses, weights, problem.budget).solve().row
+        row = Knapsack(losses, weights, int(problem.limits["crossbars"])).solve().row
         return tuple(int(kept[index]) for kept, index in zip(dense, row, strict=True))
 
     def _random(self, budget: int, seed: int) -> list[Candidate]:
         """Random rows; a random layer at a time is made smaller until the row fits."""
-        problem, rng = self.lab.problem(budget), np.random.default_rng([seed, budget])
-        blind = replace(problem, sensitivity=[rng.random(len(c)) for c in problem.crossbars])
-        rows = {
-            blind.repair([int(rng.integers(len(group))) for group in problem.space.groups])
-            for _ in range(CANDIDATES)
-        }
+        rng = np.random.default_rng([seed, budget])
+        rows = {self.lab.random_row(budget, rng) for _ in range(CANDIDATES)}
         return [self._of_row("random", row) for row in sorted(rows)]
 
     def _uniform(self, budget: int, seed: int) -> list[Candidate]:

@@ -21,7 +21,9 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup, load_run_chip
 from epim_nas.pipeline.stages import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.space.space import Row
 from epim_nas.study.problem import SearchProblem
+from epim_nas.study.samplers import random_row
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
@@ -123,7 +125,24 @@ class Lab:
     def problem(self, budget: int) -> SearchProblem:
         """The search problem under a budget of crossbars."""
         crossbars = self.space.group_sums(self.costs.by_layer("crossbars"))
-        return SearchProblem(self.space, crossbars, self.sensitivity, {}, budget)
+        return SearchProblem(
+            self.space,
+            self.sensitivity,
+            costs={"crossbars": crossbars},
+            limits={"crossbars": budget},
+            objectives=("accuracy",),
+        )
+
+    def random_row(self, budget: int, rng: np.random.Generator) -> Row:
+        """A random design; random layers are made smaller until it keeps the budget."""
+        problem = self.problem(budget)
+        blind = replace(problem, sensitivity=[rng.random(len(c)) for c in problem.crossbars])
+        return blind.repair(random_row(problem, rng))
+
+    def score(self, supernet: Supernet, row: Sequence[int]) -> Score:
+        """Validation score of a design with shared weights, as a search measures it."""
+        with supernet.frozen(row):
+            return self.measure(supernet)
 
     def measure(self, model: nn.Module) -> Score:
         """Validation score after recalibration."""

@@ -16,7 +16,6 @@ from dataclasses import replace
 from lab import Lab, Records
 from subjects import NETWORKS, Source
 
-from epim_nas.study.knapsack import Knapsack
 from epim_nas.supernet.damage import learning_rate_for, measure_damage
 from epim_nas.supernet.training import TrainConfig
 
@@ -40,7 +39,7 @@ def main() -> None:
     print(" " * 31 + " ".join(f"{head!s:>13}" for head in ["before", *arguments.rates]))
     for compression in arguments.compressions:
         problem = lab.problem(int(lab.setup.dense_crossbars / compression))
-        row = Knapsack(problem.sensitivity, problem.crossbars, problem.budget).solve().row
+        row = problem.solve(problem.sensitivity).row
         network = lab.supernet.extract(row)
         before = lab.measure(network)
         damage = measure_damage(network, lab.setup.model, lab.calibration)

@@ -16,7 +16,6 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,7 +27,7 @@ from epim_nas.study.knapsack import Knapsack
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.sandwich import Sandwich
 from epim_nas.study.score import expected_rank
-from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.evaluation import Score, evaluate
 from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
@@ -51,18 +50,15 @@ def draw(lab: Lab, across: int, fixed: int) -> Iterator[tuple[str, tuple[int, ..
             np.maximum(score, 1e-9) * np.exp(rng.normal(0, noise, len(score)))
             for score in problem.sensitivity
         ]
-        return Knapsack(losses, problem.crossbars, budget).solve().row
-
-    def random(budget: int) -> tuple[int, ...]:
-        problem = lab.problem(budget)
-        blind = replace(problem, sensitivity=[rng.random(len(c)) for c in problem.crossbars])
-        return blind.repair([int(rng.integers(len(group))) for group in problem.space.groups])
+        return problem.solve(losses).row
 
     for number in range(across):
         budget = int(dense / np.exp(rng.uniform(np.log(13), np.log(45))))
         yield (
             ACROSS,
-            random(budget) if number % 2 else near_front(budget, (0.5, 1.5)[number % 4 // 2]),
+            lab.random_row(budget, rng)
+            if number % 2
+            else near_front(budget, (0.5, 1.5)[number % 4 // 2]),
         )
     for number in range(fixed):
         yield FIXED, near_front(top, (0.3, 0.8, 1.5, 2.5)[number % 4])
@@ -114,19 +110,15 @@ def shared(lab: Lab, steps: int, around: str) -> Supernet:
 
 def seeds_across(problem: SearchProblem) -> list[tuple[int, ...]]:
     """The exact front over budgets, from a third of the budget on."""
-    budgets = np.unique(np.geomspace(problem.budget * 0.3, problem.budget, 12).astype(int))
-    solved = Knapsack(problem.sensitivity, problem.crossbars, problem.budget)
+    most = int(problem.limits["crossbars"])
+    budgets = np.unique(np.geomspace(most * 0.3, most, 12).astype(int))
+    solved = Knapsack(problem.sensitivity, problem.crossbars, most)
     return [solved.solve(int(budget)).row for budget in budgets]
 
 
 def measured(lab: Lab, supernet: Supernet, rows: Sequence[Sequence[int]]) -> list[Score]:
     """Validation scores of designs with shared weights, as a search measures them."""
-    scores = []
-    for row in rows:
-        with supernet.frozen(row):
-            recalibrate_batch_norm(supernet, lab.calibration)
-            scores.append(evaluate(supernet, lab.validation))
-    return scores
+    return [lab.score(supernet, row) for row in rows]
 
 
 def correlation(score: Sequence[float], truth: Sequence[float]) -> str:

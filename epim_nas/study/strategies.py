@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     NSGAIIISampler,
@@ -83,7 +85,10 @@ def _of_optuna(kind: Callable[..., BaseSampler], **arguments: Any) -> Make:
 
 
 def _seeded(kind: Callable[..., BaseSampler], arguments: dict[str, Any], seed: int) -> BaseSampler:
-    return kind(seed=seed, **arguments)
+    with warnings.catch_warnings():
+        # NSGA-III is "experimental" in Optuna since 3.2.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return kind(seed=seed, **arguments)
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -51,6 +51,21 @@ def test_stock_optuna_opens_the_journal(tmp_path: Path, problem: SearchProblem) 
     assert all(trial.constraints["crossbars"] <= 0 for trial in study.best_trials)
 
 
+def test_stock_optuna_draws_the_front(tmp_path: Path, problem: SearchProblem) -> None:
+    pytest.importorskip("plotly", reason="needs the extra `plot`")
+    store = open_store(tmp_path, problem)
+    for number in range(6):
+        add(store, problem, number, 0.5 + 0.01 * number)
+    study = optuna.load_study(
+        study_name=STUDY_NAME, storage=open_journal(tmp_path / "study.journal")
+    )
+    figure = optuna.visualization.plot_pareto_front(study)
+    names = [axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis)]
+    assert names == list(OBJECTIVES)
+    # Numbers 4 and 5 break their limit; of the others each is more accurate and slower.
+    assert [len(trace.x) for trace in figure.data] == [2, 0, 4]
+
+
 def test_records_come_back_with_their_designs(tmp_path: Path, problem: SearchProblem) -> None:
     store = open_store(tmp_path, problem)
     add(store, problem, 0)
