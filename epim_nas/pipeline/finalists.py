@@ -69,10 +69,8 @@ def finetune_finalists(
 ) -> list[Finalist]:
     """Train the finalists on their own; those that are stored are not trained again."""
     settings = setup.config.finalists
-    auto, steps = settings.lr == "auto", settings.steps
-    # With `auto` every finalist gets its own rate; the number here is not used.
-    rate = 1.0 if settings.lr == "auto" else settings.lr
-    config = settings.train_config(steps, setup.config.data.batch_size, rate)
+    steps = settings.steps
+    config = settings.train_config(steps, setup.config.data.batch_size)
     folder.finalists.mkdir(parents=True, exist_ok=True)
     waiting: dict[int, TrialRecord] = {}
     for record in finalists:
@@ -93,7 +91,7 @@ def finetune_finalists(
                 setup.config.seed + 4,
                 str(weights.with_suffix(".state").resolve()),
                 str(weights.resolve()),
-                auto,
+                settings.lr,
             )
         for done in range(started, len(finalists)):
             # Steps are seen where the work is done in this process; elsewhere, whole designs.

@@ -25,7 +25,7 @@ from epim_nas.pipeline.single import load_trained, quantized_network, recalibrat
 from epim_nas.pipeline.stages import measure, score_settings
 from epim_nas.pipeline.tuning import Job, run_training, started_network, steps_per_epoch
 from epim_nas.schema import validate
-from epim_nas.supernet.damage import learning_rate_for, measure_damage
+from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
 from epim_nas.supernet.training import TrainResult
 
@@ -189,8 +189,7 @@ def _prepare(
         recalibrate(setup, model)
         before = measure(setup, model, "validation").accuracy
         damage = measure_damage(model, setup.model, batches, config.device, config.precision)
-        rate = learning_rate_for(damage) if settings.lr == "auto" else settings.lr
-        start = Start(before, damage, rate)
+        start = Start(before, damage, peak_rate(settings.lr, damage))
         save_weights(model, job.start)
         write_json(job.start_record, asdict(start))
     training = settings.train_config(1, config.data.batch_size, start.learning_rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -60,6 +61,11 @@ def measure_damage(
         )
     # Of two equal outputs rounding may leave less than nothing.
     return max(0.0, total / images)
+
+
+def peak_rate(lr: float | Literal["auto"], damage: float) -> float:
+    """A learning rate as given, or the one that follows the damage (nats)."""
+    return learning_rate_for(damage) if lr == "auto" else lr
 
 
 def learning_rate_for(damage: float) -> float:

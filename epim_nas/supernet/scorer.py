@@ -6,14 +6,14 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from epim_nas.data.base import Batch, Data
 from epim_nas.models.weights import save_weights
-from epim_nas.supernet.damage import learning_rate_for, measure_damage
+from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
@@ -111,7 +111,7 @@ class Scorer:
         seed: int,
         checkpoint: str,
         weights: str,
-        follow_damage: bool = False,
+        lr: float | Literal["auto"] = "auto",
     ) -> FinetuneResult:
         """Train a design on its own, from the supernet's weights, distilling the float network.
 
@@ -126,15 +126,15 @@ class Scorer:
             checkpoint: file of the training's state; it is resumed where there is one. It stays:
                 only who has stored the result can delete it without losing the training.
             weights: file for the resulting epitomes (safetensors).
-            follow_damage: take the learning rate that follows the damage, not ``config.lr``.
+            lr: peak learning rate, or ``auto`` for the one that follows the damage; it takes the
+                place of that of ``config``.
         """
         model = self._supernet.extract(row)
         before = self._measure(model, "validation").accuracy
         damage = measure_damage(
             model, self._teacher, self._calibration, self._settings.device, self._settings.precision
         )
-        if follow_damage:
-            config = replace(config, lr=learning_rate_for(damage))
+        config = replace(config, lr=peak_rate(lr, damage))
         start = {name: value.clone() for name, value in model.state_dict().items()}
         result = train(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -82,13 +83,15 @@ def test_interrupted_it_goes_on_to_the_same_weights(
         "finetune", finished / "best.yaml", "--run", finished / "run.yaml", "--epochs", EPOCHS,
         "--out", tmp_path / "out", *(part for key in SET for part in ("--set", key)),
     ]  # fmt: skip
-    process = command.start(*arguments)
-    state = tmp_path / "out" / "training.state"
-    command.wait_until(process, state.exists)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the training was over before the signal came")
+    for _ in range(5):  # the training is short: the signal may come too late
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        process = command.start(*arguments)
+        state = tmp_path / "out" / "training.state"
+        command.wait_until(process, state.exists)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert "Type the same command to go on" in stderr
     assert command.run(*arguments).returncode == 0
@@ -139,8 +142,6 @@ def test_nan_keeps_the_last_good_state(finished: Path, tmp_path: Path) -> None:
         "--set", "finetune.batch_size=50", "--set", "precision=float32",
     ]  # fmt: skip
     done = command.run(*arguments)
-    if done.returncode == 0:
-        pytest.skip("this machine's rounding keeps the loss finite")
     assert done.returncode == 2
     assert "learning rate" in done.stderr
     assert "Traceback" not in done.stderr
