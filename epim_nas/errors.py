@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class EpimError(Exception):
@@ -55,6 +58,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to ``word``, or the empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"Did you mean `{match[0]}`?" if match else ""
+
+
+def find_named(table: Mapping[str, T], name: str, field: str, what: str) -> T:
+    """The entry of a name.
+
+    Args:
+        table: name -> entry.
+        name: what was given.
+        field: where it was given.
+        what: what it should be the name of, with its article.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    if name not in table:
+        known = ", ".join(f"`{known}`" for known in table)
+        raise InputError(field, f"`{name}` is not {what}", known, nearest(name, table))
+    return table[name]
 
 
 def missing_extra(module: str, extra: str, purpose: str) -> InputError:

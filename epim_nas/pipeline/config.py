@@ -130,13 +130,13 @@ class TrainingConfig(Strict):
     clip_norm: float | None = pydantic.Field(default=TrainConfig.clip_norm, gt=0)
     ema: float | None = pydantic.Field(default=TrainConfig.ema, ge=0, lt=1)
 
-    def train_config(self, steps: int, batch_size: int, lr: float) -> TrainConfig:
+    def train_config(self, steps: int, batch_size: int, lr: float = TrainConfig.lr) -> TrainConfig:
         """The training loop's configuration.
 
         Args:
             steps: optimizer steps.
             batch_size: where this group has none.
-            lr: peak learning rate.
+            lr: peak learning rate, where it is known already.
         """
         shared = self.model_dump(include=set(TrainingConfig.model_fields))
         return TrainConfig(

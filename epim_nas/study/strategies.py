@@ -17,7 +17,7 @@ from optuna.samplers import (
     TPESampler,
 )
 
-from epim_nas.errors import InputError, nearest
+from epim_nas.errors import find_named
 from epim_nas.study.epitome_sampler import EpitomeSampler
 from epim_nas.study.evolution import EvolutionSampler
 from epim_nas.study.problem import SearchProblem
@@ -132,7 +132,4 @@ def find_strategy(name: str, field: str = "search.strategy") -> Strategy:
     Raises:
         InputError: unknown name.
     """
-    if name not in STRATEGIES:
-        known = ", ".join(f"`{known}`" for known in STRATEGIES)
-        raise InputError(field, f"`{name}` is not a strategy", known, nearest(name, STRATEGIES))
-    return STRATEGIES[name]
+    return find_named(STRATEGIES, name, field, "a strategy")

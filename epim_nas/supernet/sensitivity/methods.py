@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from epim_nas.epitome.quantization import quantization_for
-from epim_nas.errors import EpimError, InputError, nearest
+from epim_nas.errors import EpimError, find_named
 from epim_nas.files import atomic_path, digest
 from epim_nas.supernet.sensitivity.fisher import (
     Scores,
@@ -97,10 +97,7 @@ def find_method(name: str, field: str = "sensitivity.method") -> Method:
     Raises:
         InputError: unknown name.
     """
-    if name not in METHODS:
-        known = ", ".join(f"`{known}`" for known in METHODS)
-        raise InputError(field, f"`{name}` is not a method", known, nearest(name, METHODS))
-    return METHODS[name]
+    return find_named(METHODS, name, field, "a method")
 
 
 def measure_table(
