@@ -177,6 +177,7 @@ VARIANTS: dict[str, tuple[str, Options]] = {
     "epitome": ("epitome", Options()),
     "exact": ("exact", Options()),
     "gradient": ("gradient", Options()),
+    "evolution": ("evolution", Options("sensitivity", population=50)),
     **{name: (name, Options()) for name in ("nsga2", "nsga3", "tpe", "random")},
     **{
         f"{name}, not repaired": (name, Options(repair=False))

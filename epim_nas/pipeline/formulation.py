@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import Scores, Unreachable, minimise
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
-from epim_nas.study.metrics import METRICS, metric_of
+from epim_nas.study.metrics import METRICS, metric_of, parts_of
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.surrogate import fit_additive
 from epim_nas.supernet.sensitivity import Table
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _CALIBRATION_DESIGNS = 256
 """Designs whose whole costs the additive costs are fitted to; a fraction of a second."""
+_ROUNDS = 8
+"""Rounds of fitting; each adds designs that the last one's costs point to."""
 _WORD = {"crossbars": "crossbars", "tiles": "tiles", "weight_bits": "bits of weights"}
 
 
@@ -87,7 +89,8 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
     """
     limits = limits_of(setup)
     objectives = tuple(setup.config.objectives)
-    wanted = {"crossbars", *limits, *(metric_of(objective) for objective in objectives)}
+    parts = [part for objective in objectives for part in parts_of(metric_of(objective))]
+    wanted = {"crossbars", *limits, *parts}
     scores: dict[str, Scores] = {}
     constants: dict[str, float] = {}
     for name in METRICS:
@@ -138,41 +141,59 @@ def _slowest(space: SearchSpace, times: Mapping[str, npt.NDArray[np.generic]]) -
 
 
 def _calibrated(problem: SearchProblem, costs: Costs, seed: int) -> SearchProblem:
-    """The problem with its inexact additive costs fitted to the costs of whole designs."""
-    inexact = [name for name in problem.costs if not METRICS[name].exact]
-    if not inexact:
+    """The problem with its inexact additive costs fitted to the costs of whole designs.
+
+    In rounds: what was fitted says which designs a search will look at, and those are fitted next.
+    """
+    prior = {
+        name: [np.asarray(score, dtype=float) for score in scores]
+        for name, scores in problem.costs.items()
+        if not METRICS[name].exact
+    }
+    if not prior:
         return problem
-    rows = _typical_rows(problem, costs, seed)
-    real = costs(rows)
-    scores, constants = dict(problem.costs), dict(problem.constants)
-    for name in inexact:
-        prior = [np.asarray(score, dtype=float) for score in problem.costs[name]]
-        values = np.asarray(real[name], dtype=float)
-        if METRICS[name].maximise:
-            continue
-        model = fit_additive(rows, values, prior)
-        scores[name], constants[name] = model.scores, model.constant
+    rng = np.random.default_rng([seed, 41])
+    rows: dict[Row, None] = {}
+    errors: dict[str, float] = {}
+    for number in range(1, _ROUNDS + 1):
+        _add_typical_rows(rows, _CALIBRATION_DESIGNS * number // _ROUNDS, problem, costs, rng)
+        index = _at_least_three(rows)
+        real = costs(index)
+        scores, constants = dict(problem.costs), dict(problem.constants)
+        for name, known in prior.items():
+            values = np.asarray(real[name], dtype=float)
+            model = fit_additive(index, values, known)
+            scores[name], constants[name] = model.scores, model.constant
+            errors[name] = model.error
+        problem = replace(problem, costs=scores, constants=constants)
+    for name, error in errors.items():
         log.info(
             "%s: additive costs fitted to %d whole designs explain %.0f %% of the variance of "
             "designs that are left out",
-            name, len(rows), 100 * max(0.0, 1 - model.error**2),
+            name, len(rows), 100 * max(0.0, 1 - error**2),
         )  # fmt: skip
-    return replace(problem, costs=scores, constants=constants)
+    return problem
 
 
-def _typical_rows(problem: SearchProblem, costs: Costs, seed: int) -> IntArray:
-    """(designs, groups) designs like those that a search looks at: small, cheap, or precise.
+def _add_typical_rows(
+    rows: dict[Row, None],
+    count: int,
+    problem: SearchProblem,
+    costs: Costs,
+    rng: np.random.Generator,
+) -> None:
+    """Add designs like those that a search looks at (small, cheap, or precise) up to a count.
 
     Each is the exact solution of random weights of stored bits and additive costs, with noise on
     every choice, within a random share of the crossbars that the limits allow.
     """
-    rng = np.random.default_rng([seed, 41])
     bits = problem.space.group_sums(costs.table.by_layer("weight_bits"))
     precision = [-np.log(np.maximum(np.asarray(b, dtype=float), 1.0)) for b in bits]
     terms = [precision, *([np.asarray(s, float) for s in c] for c in problem.costs.values())]
     spans = [sum(float(np.ptp(score)) for score in term) or 1.0 for term in terms]
-    rows: dict[Row, None] = {}
     for _ in range(4 * _CALIBRATION_DESIGNS):
+        if len(rows) >= count:
+            return
         weights = rng.dirichlet(np.full(len(terms), 0.5)) / spans
         losses = []
         for group in zip(*terms, strict=True):
@@ -183,12 +204,12 @@ def _typical_rows(problem: SearchProblem, costs: Costs, seed: int) -> IntArray:
             spread = float(np.ptp(scores)) or 1.0
             losses.append(scores + 0.5 * spread * rng.random(len(scores)))
         rows[_within(problem, losses, rng)] = None
-        if len(rows) == _CALIBRATION_DESIGNS:
-            break
+
+
+def _at_least_three(rows: Iterable[Row]) -> IntArray:
+    """(designs, groups) rows as an array, repeated where a space has one or two designs."""
     found = list(rows)
-    while len(found) < 3:  # a space of one or two designs
-        found.append(found[0])
-    return np.array(found, dtype=np.int64)
+    return np.array(found + [found[0]] * (3 - len(found)), dtype=np.int64)
 
 
 def _within(problem: SearchProblem, losses: Sequence[FloatArray], rng: np.random.Generator) -> Row:
@@ -209,7 +230,7 @@ def check_reachable(setup: Setup, problem: SearchProblem) -> None:
         UnreachableBudget: none does, or none could be found.
     """
     try:
-        problem.solve([np.zeros(len(group)) for group in problem.space.groups])
+        _ = problem.roomiest
     except (Infeasible, Unreachable):
         raise _unreachable(setup, problem) from None
 

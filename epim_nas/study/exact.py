@@ -38,7 +38,7 @@ def total(scores: Scores, row: Sequence[int]) -> float:
     return float(sum(score[index] for score, index in zip(scores, row, strict=True)))
 
 
-def totals(scores: Scores, rows: Sequence[Sequence[int]]) -> FloatArray:
+def totals(scores: Scores, rows: npt.ArrayLike) -> FloatArray:
     """(rows,) sums of many rows' scores."""
     starts = np.cumsum([0, *map(len, scores[:-1])])
     picked = np.concatenate(scores)[np.asarray(rows, dtype=np.int64) + starts]

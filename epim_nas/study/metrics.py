@@ -25,6 +25,9 @@ class Metric:
         additive: metrics of the cost table whose sum over layers stands for it in the exact
             solver. Their sum is the metric itself where ``exact``; several are added after each
             is divided by its total in a reference design (a product's first-order expansion).
+        factors: metrics that it is the product of. As an objective their additive costs stand for
+            it: the logarithm of a product is concave in its factors, so the least product is a
+            corner of their convex hull, where some weighted sum of them is least.
         exact: whether the additive metric is the metric itself, in every design.
         limitable: whether a budget may bound it from above.
     """
@@ -34,6 +37,7 @@ class Metric:
     maximise: bool = False
     measured: bool = False
     additive: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
     exact: bool = False
     limitable: bool = False
 
@@ -78,6 +82,7 @@ METRICS: dict[str, Metric] = {
             "edp_nj_ns",
             "energy-delay product: energy times pipelined latency",
             additive=("energy_nj", "sequential_latency_ns"),
+            factors=("energy_nj", "latency_ns"),
             limitable=True,
         ),
         Metric("utilization", "cells that hold a weight / cells", maximise=True),
@@ -86,6 +91,12 @@ METRICS: dict[str, Metric] = {
         Metric("bits_compression", "the part of it from bits", maximise=True),
     )
 }
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The factors of a metric that is a product, else the metric itself."""
+    return METRICS[name].factors or (name,)
+
 
 LIMITABLE = tuple(metric.name for metric in METRICS.values() if metric.limitable)
 """Metrics that a budget can bound."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import (
+    Certificate,
     Exact,
     Limit,
     Scores,
@@ -19,9 +20,10 @@ from epim_nas.study.exact import (
     minimise,
     nearest,
     total,
+    totals,
 )
-from epim_nas.study.knapsack import FloatArray, IntArray
-from epim_nas.study.metrics import METRICS, is_maximised, metric_of
+from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
+from epim_nas.study.metrics import METRICS, is_maximised, metric_of, parts_of
 
 PIPELINED = "latency_ns"
 """The limit that a cap of the layers' times keeps."""
@@ -31,6 +33,8 @@ Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
 
 _ROUNDS = 30
 """Attempts to mend a row that keeps the additive limits and breaks a real one."""
+_HALVINGS = 4
+"""How often a limit that was tightened beyond reach is moved halfway back."""
 _REMEMBERED = 100_000
 """Designs whose real costs are remembered."""
 
@@ -68,18 +72,20 @@ class SearchProblem:
 
     @cached_property
     def objective_costs(self) -> dict[str, list[FloatArray]]:
-        """Objective -> additive score that falls where the objective gets better.
+        """Objective, or factor of one -> additive score that falls where the objective gets better.
 
         Objectives that are measured on images, or that nothing additive stands for, have none.
         """
-        found = {}
+        found: dict[str, list[FloatArray]] = {}
         for objective in self.objectives:
             name = metric_of(objective)
-            if name not in self.costs:
-                continue
             # A metric like compression is maximised, and what stands for it falls as it grows.
             sign = 1.0 if is_maximised(objective) == METRICS[name].maximise else -1.0
-            found[objective] = [sign * np.asarray(s, dtype=float) for s in self.costs[name]]
+            for part in parts_of(name):
+                if part in self.costs:
+                    key = objective if part == name else part
+                    scores = [sign * np.asarray(s, dtype=float) for s in self.costs[part]]
+                    found.setdefault(key, scores)
         return found
 
     @cached_property
@@ -165,7 +171,8 @@ class SearchProblem:
 
         Where a limit is not additive, its additive stand-in (of the pipelined latency: the cap of
         a layer's time) is tightened until the real one is kept, and the certificate is about the
-        tightened limits.
+        tightened limits. If that finds nothing, the answer is :attr:`roomiest`, with the gap to
+        the loss without tightening.
 
         Args:
             losses: per group the loss of each choice.
@@ -175,14 +182,97 @@ class SearchProblem:
             Infeasible: no row keeps the one limit that there is.
             Unreachable: no row keeps all limits.
         """
+        solution, kept = self._solve_tightened(losses, cap)
+        if kept:
+            return solution
+        if np.isfinite(cap):
+            raise Unreachable("no row was found that keeps all limits and the cap")
+        loss = self.total(losses, self.roomiest)
+        bound = min(loss, solution.certificate.bound)
+        return Exact(self.roomiest, loss, Certificate(loss, bound, "the roomiest design"))
+
+    @cached_property
+    def roomiest(self) -> Row:
+        """A row that keeps every limit: of least sum of the additive costs relative to the limits.
+
+        Raises:
+            Infeasible: no row keeps the one limit that there is.
+            Unreachable: no row keeps all limits.
+        """
+        losses = [np.zeros(len(group)) for group in self.space.groups]
+        for limit in self.additive_limits.values():
+            size = abs(limit.bound) or 1.0
+            parts = [np.asarray(score, dtype=float) / size for score in limit.scores]
+            losses = [loss + part for loss, part in zip(losses, parts, strict=True)]
+        solution, kept = self._solve_tightened(losses, np.inf)
+        return solution.row if kept else self._descended(solution.row)
+
+    def _descended(self, row: Row) -> Row:
+        """A row that keeps every real limit, by always changing the group that helps most.
+
+        Raises:
+            Unreachable: the descent ends at a row that no single change brings nearer.
+        """
+        over = float(self._relative_excess(np.array([row]))[0])
+        while over > 0:
+            near = np.array([
+                [*row[:group], index, *row[group + 1 :]]
+                for group, choices in enumerate(self.space.groups)
+                for index in range(len(choices))
+            ])  # fmt: skip
+            excesses = self._relative_excess(near)
+            best = int(np.argmin(excesses))
+            if excesses[best] >= over:
+                raise Unreachable("no row was found that keeps all limits")
+            over, row = float(excesses[best]), tuple(near[best].tolist())
+        return row
+
+    def _relative_excess(self, rows: IntArray) -> FloatArray:
+        """(rows,) by how much whole designs exceed the limits, relative to each, summed."""
+        real = self.model(rows) if self.model is not None and self.modelled else {}
+        over = np.zeros(len(rows))
+        for name, limit in self.additive_limits.items():
+            if name in self.modelled:
+                values, bound = np.asarray(real[name], dtype=float), self.limits[name]
+            else:
+                values, bound = totals(limit.scores, rows), limit.bound
+            excesses = np.array([excess(float(value), bound) for value in values])
+            over += np.maximum(0.0, excesses) / (abs(bound) or 1.0)
+        return over
+
+    def _solve_tightened(self, losses: Sequence[FloatArray], cap: float) -> tuple[Exact, bool]:
+        """The row of least loss under limits that are tightened until the real ones are kept.
+
+        Returns:
+            The solution, and True; or the one without tightening, and False.
+
+        Raises:
+            Infeasible: no row keeps the one limit that there is, even without tightening.
+            Unreachable: no row keeps all limits, likewise.
+        """
         limits = dict(self.solver_limits)
+        first = minimise(self.capped(losses, cap), list(limits.values()))
+        solution = first
         for _ in range(_ROUNDS):
-            solution = minimise(self.capped(losses, cap), list(limits.values()))
             over = self._real_excess(solution.row)
             if not any(value > 0 for value in over.values()):
-                return solution
-            limits, cap = self._tightened(limits, over, cap, solution.row)
-        raise Unreachable("no row was found that keeps all limits")
+                return solution, True
+            cap = min(cap, self.slowest(solution.row))
+            tight, tight_cap = self._tightened(limits, over, cap, solution.row)
+            for _ in range(_HALVINGS):
+                try:
+                    solution = minimise(self.capped(losses, tight_cap), list(tight.values()))
+                    break
+                except (Infeasible, Unreachable):
+                    tight = {
+                        name: replace(limit, bound=(limit.bound + limits[name].bound) / 2)
+                        for name, limit in tight.items()
+                    }
+                    tight_cap = (tight_cap + cap) / 2
+            else:
+                break
+            limits, cap = tight, tight_cap
+        return first, False
 
     def repair(self, row: Sequence[int]) -> Row:
         """A feasible row near ``row``; a feasible one is returned as it is.
@@ -199,7 +289,10 @@ class SearchProblem:
         row = tuple(int(index) for index in row)
         limits, cap = dict(self.solver_limits), np.inf
         for _ in range(_ROUNDS):
-            mended = self._repaired(row, limits, cap)
+            try:
+                mended = self._repaired(row, limits, cap)
+            except (Infeasible, Unreachable):
+                break  # tightened beyond reach, or nothing keeps the limits: the solver says which
             over = self._real_excess(mended)
             if not any(value > 0 for value in over.values()):
                 return mended
@@ -258,7 +351,7 @@ class SearchProblem:
         """Per group the weighted sum of scores.
 
         Args:
-            weights: ``sensitivity`` or an objective of :attr:`objective_costs` -> weight.
+            weights: ``sensitivity`` or a key of :attr:`objective_costs` -> weight.
         """
         result = [np.zeros(len(score)) for score in self.sensitivity]
         for name, weight in weights.items():

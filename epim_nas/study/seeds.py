@@ -28,7 +28,7 @@ class Seed:
 
     Attributes:
         row: the design.
-        weights: ``sensitivity`` or an objective -> its weight in the sum that it minimises.
+        weights: ``sensitivity`` or an additive cost -> its weight in the sum that it minimises.
         cap: longest time (ns) that a layer may take in it.
         certificate: how near to the least possible sum it is.
     """
@@ -141,17 +141,17 @@ def _range(problem: SearchProblem, name: str, rows: Iterable[Row]) -> float:
 
 
 def _judged(problem: SearchProblem, rows: Sequence[Row]) -> FloatArray:
-    """(rows, 1 + costs) logarithm of the sensitivity, and real costs; less is better."""
+    """(rows, 1 + costs) logarithm of the sensitivity, and the objectives' costs; less is better."""
     index = np.array(rows)
     real = problem.model(index) if problem.model is not None else {}
     columns = [np.log(np.maximum(totals(problem.sensitivity, rows), 1e-12))]
-    for objective, additive in problem.objective_costs.items():
+    for objective in problem.objectives:
         name = metric_of(objective)
         if name in real:
             sign = -1.0 if is_maximised(objective) else 1.0
             columns.append(sign * np.asarray(real[name], dtype=float))
-        else:
-            columns.append(totals(additive, rows))
+        elif objective in problem.objective_costs:
+            columns.append(totals(problem.objective_costs[objective], rows))
     return np.stack(columns, axis=1)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from epim_nas.study.exact import totals
 from epim_nas.study.knapsack import Infeasible
-from epim_nas.study.problem import SearchProblem
+from epim_nas.study.problem import Model, SearchProblem
 from epim_nas.study.seeds import exact_seeds
 from tests.study.conftest import make_pipelined, make_problem
 
@@ -77,6 +79,50 @@ def test_limits_that_are_not_additive_are_kept_by_their_real_values(seed: int) -
     best = min(problem.total(problem.sensitivity, row) for row in every[kept])
     # A certificate is about the tightened limits; the real optimum is not far.
     assert best <= solution.loss <= 1.5 * best
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_one_design_keeps_the_limits_every_trade_off_has_a_solution(seed: int) -> None:
+    """Stand-ins of real costs may be so wrong that tightening them leaves nothing."""
+    problem = make_pipelined(groups=4, choices=5, seed=seed)
+    rng = np.random.default_rng(seed)
+    wrong = [rng.uniform(0.0, 10.0, size=5) for _ in range(4)]
+    problem = replace(problem, costs={**problem.costs, "energy_nj": wrong})
+    assert problem.is_feasible(problem.roomiest)
+    for _ in range(20):
+        losses = [rng.normal(size=5) for _ in range(4)]
+        solution = problem.solve(losses)
+        assert problem.is_feasible(solution.row)
+        assert solution.loss == pytest.approx(problem.total(losses, solution.row))
+        assert solution.certificate.bound <= solution.loss
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_product_is_minimised_through_its_factors(seed: int) -> None:
+    base = make_problem(groups=4, choices=5, slack=30, seed=seed)
+    rng = np.random.default_rng(seed)
+    energy, latency = ([rng.lognormal(size=5) for _ in range(4)] for _ in range(2))
+    costs = {"crossbars": base.crossbars, "energy_nj": energy, "latency_ns": latency}
+    problem = replace(base, costs=costs, objectives=("edp_nj_ns",))
+    assert set(problem.objective_costs) == {"energy_nj", "latency_ns"}
+
+    def product(row: Sequence[int]) -> float:
+        return problem.total(energy, row) * problem.total(latency, row)
+
+    every = [r for r in itertools.product(range(5), repeat=4) if problem.is_feasible(r)]
+    model = _products(problem)
+    seeds = exact_seeds(replace(problem, model=model), 6)
+    assert min(product(found.row) for found in seeds) == pytest.approx(
+        min(map(product, every)), rel=1e-3
+    )
+
+
+def _products(problem: SearchProblem) -> Model:
+    def model(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"edp_nj_ns": totals(problem.costs["energy_nj"], rows)
+                * totals(problem.costs["latency_ns"], rows)}  # fmt: skip
+
+    return model
 
 
 def test_violations_name_every_limit_with_its_excess() -> None:
