@@ -4,19 +4,21 @@ The additive scores are solved exactly before the search begins; its seeds lie o
 is left to find is what they do not know: how choices err together, and costs that are not sums.
 Every proposal therefore follows what was measured so far:
 
+- *go on*: exact solutions of the first sweep that are not among the seeds;
 - *solve again*: the sensitivity is corrected by the measured losses, drawn from what is uncertain
   about it (Thompson sampling), and solved exactly for a random trade-off;
 - *evolve*: children of the measured front, by crossover, random mutation, and local moves where
   the marginal gain is largest.
 
-Of a pool of both, the one is scored that should add most to the front's hypervolume, by the costs
-of whole designs and the accuracy that its corrected sensitivity stands for.
+Of a pool of all three, the one is scored that should add most to the front's hypervolume, by the
+costs of whole designs and the accuracy that its corrected sensitivity stands for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import optuna
@@ -31,7 +33,7 @@ from epim_nas.study.metrics import METRICS, is_maximised, metric_of
 from epim_nas.study.pareto import box_volume
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import FeasibleSampler, cross, mutate, random_row
-from epim_nas.study.seeds import judges_accuracy
+from epim_nas.study.seeds import exact_rows, judges_accuracy
 
 _REFIT_EVERY = 10
 """Finished trials between two corrections of the scores."""
@@ -69,15 +71,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a measured objective should be.
+    """What a measured objective should be: by itself, and by the expected order after training.
 
     Attributes:
-        of_order: by a scored design's expected order (as the history's front has it).
-        of_sensitivity: by the logarithm of a design's corrected sensitivity.
+        of_order: the objective, by a scored design's order (as the history's front has it).
+        of_sensitivity: the objective, by the logarithm of a design's corrected sensitivity.
+        order: the order, by the same.
     """
 
     of_order: Curve
     of_sensitivity: Curve
+    order: Curve
 
 
 class EpitomeSampler(FeasibleSampler):
@@ -86,7 +90,8 @@ class EpitomeSampler(FeasibleSampler):
     Args:
         problem: space, scores and limits.
         seed: seed of the search.
-        solutions: exact solutions in the pool that a proposal is chosen from.
+        swept: solutions of the first sweep in the pool that a proposal is chosen from.
+        solutions: exact solutions of corrected scores in it.
         children: children of the front in it.
         crossover: probability that a child has two parents instead of one.
     """
@@ -95,11 +100,13 @@ class EpitomeSampler(FeasibleSampler):
         self,
         problem: SearchProblem,
         seed: int,
+        swept: int = 3,
         solutions: int = 2,
         children: int = 2,
         crossover: float = 0.5,
     ) -> None:
         super().__init__(problem, seed)
+        self._swept = swept
         self._solutions = solutions
         self._children = children
         self._crossover = crossover
@@ -123,6 +130,9 @@ class EpitomeSampler(FeasibleSampler):
         self._correct()
         drawn = self._sensitivity.drawn(rng)
         pool: dict[Row, str] = {}
+        left = [row for row in self._sweep if row not in self._history.proposed]
+        for index in rng.permutation(len(left))[: self._swept]:
+            pool[left[index]] = "exact solution of the first scores"
         for _ in range(self._solutions):
             row = self._solved(front, drawn, rng)
             if row is not None:
@@ -134,6 +144,10 @@ class EpitomeSampler(FeasibleSampler):
         new = [row for row in pool if row not in self._history.proposed] or list(pool)
         best = new[self._most_promising(new, drawn, rng)]
         return best, f"{pool[best]}, of {len(pool)}"
+
+    @cached_property
+    def _sweep(self) -> list[Row]:
+        return exact_rows(self._problem)
 
     def _solved(
         self, front: Sequence[Row], drawn: Sequence[FloatArray], rng: np.random.Generator
@@ -156,9 +170,13 @@ class EpitomeSampler(FeasibleSampler):
         What a row reaches is taken from the drawn sensitivity and the costs of whole designs. Where
         none adds anything, a random trade-off decides.
         """
-        losses, known = self._expected(rows, drawn), self._history.front_losses.copy()
+        # Accuracy is nearly the same for all of the best designs, though their order is not, and
+        # it differs most among the worst: each is the measure of half of the proposals.
+        ordered = rng.random() < 0.5
+        losses, known = self._expected(rows, drawn, ordered), self._history.front_losses.copy()
         for column, curves in self._curves.items():
-            known[:, column] = curves.of_order(known[:, column])
+            if not ordered:
+                known[:, column] = curves.of_order(known[:, column])
         low, span = known.min(axis=0), np.ptp(known, axis=0)
         span = np.where(span > 0, span, 0.1 * np.abs(low) + 1e-12)
         scaled, known = (losses - low) / span / _BOX, (known - low) / span / _BOX
@@ -167,8 +185,16 @@ class EpitomeSampler(FeasibleSampler):
             return int(np.argmax(gains))
         return int(np.argmin(scaled @ rng.dirichlet(np.ones(scaled.shape[1]))))
 
-    def _expected(self, rows: Sequence[Row], drawn: Sequence[FloatArray]) -> FloatArray:
-        """(rows, objectives) what rows should reach; less is better."""
+    def _expected(
+        self, rows: Sequence[Row], drawn: Sequence[FloatArray], ordered: bool
+    ) -> FloatArray:
+        """(rows, objectives) what rows should reach; less is better.
+
+        Args:
+            rows: the rows.
+            drawn: sensitivity of each choice.
+            ordered: judge how well networks work by their order, else by what is measured.
+        """
         index = np.array(rows)
         real = self._problem.model(index) if self._problem.model is not None else {}
         costs = self._problem.objective_costs
@@ -178,7 +204,8 @@ class EpitomeSampler(FeasibleSampler):
             sign = -1.0 if is_maximised(objective) else 1.0
             if column in self._curves:
                 lost = np.log(np.maximum(totals(drawn, rows), _LEAST))
-                columns.append(self._curves[column].of_sensitivity(lost))
+                curves = self._curves[column]
+                columns.append((curves.order if ordered else curves.of_sensitivity)(lost))
             elif METRICS[name].measured or name == "sensitivity":
                 columns.append(totals(drawn, rows))
             elif name in real:
@@ -211,6 +238,7 @@ class EpitomeSampler(FeasibleSampler):
                 self._curves[column] = Curves(
                     Curve.through(ranked[:, column], plain[:, column]),
                     Curve.through(lost, plain[:, column]),
+                    Curve.through(lost, ranked[:, column]),
                 )
 
     def _scalarised(

@@ -16,6 +16,8 @@ from epim_nas.study.problem import SearchProblem
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""
+_STEPS = 24
+"""Weights of a cost that are tried against the sensitivity, at most."""
 _BOX = 1.1
 """Reference point of the seeds' hypervolume, of objectives scaled to 0 (best) .. 1 (worst)."""
 _PIPELINES = ("latency_ns", "edp_nj_ns")
@@ -61,6 +63,26 @@ def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
         Infeasible: no row keeps the limit.
         Unreachable: no row keeps all limits.
     """
+    seeds = _solutions(problem, count)
+    kept = _spread_out(_judged(problem, [seed.row for seed in seeds]), count)
+    return [seeds[index] for index in kept]
+
+
+def exact_rows(problem: SearchProblem) -> list[Row]:
+    """Rows of all solutions of a full sweep that no other beats in sensitivity and costs.
+
+    Raises:
+        Infeasible: no row keeps the limit.
+        Unreachable: no row keeps all limits.
+    """
+    rows = [seed.row for seed in _solutions(problem, _STEPS)]
+    losses = _judged(problem, rows)
+    kept = non_dominated(losses, [False] * losses.shape[1])
+    return [row for row, keep in zip(rows, kept, strict=True) if keep]
+
+
+def _solutions(problem: SearchProblem, count: int) -> list[Seed]:
+    """Different exact solutions, at least ``count`` where the sweep finds so many."""
     found: dict[Row, Seed] = {}
     if problem.is_knapsack and not problem.modelled and _over_crossbars(problem):
         (limit,) = problem.solver_limits.values()
@@ -69,8 +91,7 @@ def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
     else:
         for seed in _sweep(problem, count):
             found.setdefault(seed.row, seed)
-    seeds = list(found.values())
-    return [seeds[index] for index in _spread_out(_judged(problem, list(found)), count)]
+    return list(found.values())
 
 
 def judges_accuracy(problem: SearchProblem) -> bool:
@@ -128,7 +149,7 @@ def _weightings(problem: SearchProblem, count: int) -> Iterator[dict[str, float]
     # Alternate between the costs and their equal mix, from gentle to strong.
     mixes = [[name] for name in others] + ([others] if len(others) > 1 else [])
     steps = 2 * count if problem.is_knapsack else count // max(1, len(mixes))
-    for strength in np.geomspace(1e-3, 1e3, max(2, min(steps, 24))):
+    for strength in np.geomspace(1e-3, 1e3, max(2, min(steps, _STEPS))):
         for mix in mixes:
             weights = {lead: 1.0 / scale[lead]}
             yield weights | {name: strength / len(mix) / scale[name] for name in mix}
