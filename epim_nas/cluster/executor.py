@@ -32,14 +32,37 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Executor(ABC):
-    """Calls methods of a worker object, somewhere.
+@dataclass(frozen=True)
+class PoolState:
+    """What an executor's workers are doing.
 
     Attributes:
-        capacity: how many calls run at a time; submitting more only queues them.
+        idle: workers that wait for a call.
+        busy: workers with a call.
+        starting: workers that are not there yet, or not again.
+        lost: calls so far whose worker died.
+        late: calls so far that took too long.
     """
 
-    capacity: int
+    idle: int = 0
+    busy: int = 0
+    starting: int = 0
+    lost: int = 0
+    late: int = 0
+
+
+class Executor(ABC):
+    """Calls methods of a worker object, somewhere."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many calls to have under way; submitting more only queues them. It may change."""
+
+    @property
+    def state(self) -> PoolState:
+        """What the workers are doing."""
+        return PoolState()
 
     @abstractmethod
     def submit(self, key: Hashable, method: str, *args: Any) -> None:
@@ -71,12 +94,15 @@ class LocalExecutor(Executor):
         factory: makes the worker; called when the first call runs.
     """
 
-    capacity = 1
-
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._worker: Any = None
         self._queue: deque[tuple[Hashable, str, tuple[Any, ...]]] = deque()
+
+    @property
+    def capacity(self) -> int:
+        """One call at a time."""
+        return 1
 
     def submit(self, key: Hashable, method: str, *args: Any) -> None:
         """Queue a call."""

@@ -1,187 +1,350 @@
-"""Long-lived Ray actors, each with its own copy of the worker."""
+"""Long-lived Ray actors that share one copy of the worker on each node."""
 
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from epim_nas.cluster.executor import Executor, Factory, Outcome, one_line
-from epim_nas.errors import EpimError, InputError, missing_extra
+from epim_nas.cluster.connection import connect, fitting
+from epim_nas.cluster.executor import Executor, Factory, Outcome, PoolState, one_line
+from epim_nas.errors import EpimError, InputError
+
+if TYPE_CHECKING:
+    from epim_nas.cluster.actor import Hello
 
 log = logging.getLogger(__name__)
 
-_RESTARTS = -1  # an actor whose process dies comes back as often as needed
-_RETRIES = 2  # a call whose actor died is tried this often again
+_HEARTBEAT = 1.0
+"""Seconds between two looks at deadlines and at the cluster's size."""
+_QUIET = 60.0
+"""Seconds between two messages that no worker is alive."""
+_LEAST_LIMIT, _TIMES_MEDIAN, _KNOWN = 60.0, 10.0, 5
+"""An automatic limit: at least so many seconds, so many times the median of so many calls."""
+_START_FAILURES = 5
+"""So many workers in a row that cannot start mean that none can."""
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How many workers there are, and what becomes of those that fail.
+
+    Attributes:
+        workers: number of actors; ``auto`` for as many as the cluster has room for, also while it
+            grows.
+        cpus: CPU cores of an actor; also its number of torch threads.
+        gpus: GPUs of an actor; a fraction shares one.
+        timeout_s: seconds that a call may take before it is tried on another worker; ``auto`` for
+            ten times the median of the calls before it and at least a minute; None for no limit.
+        retries: how often a call is tried again after its worker was lost.
+        wait_s: seconds to wait for the first worker.
+    """
+
+    workers: int | Literal["auto"] = 2
+    cpus: float = 1.0
+    gpus: float = 0.0
+    timeout_s: float | Literal["auto"] | None = "auto"
+    retries: int = 2
+    wait_s: float = 60.0
+
+
+@dataclass
+class _Call:
+    """A call of a worker's method, and what became of it so far."""
+
+    key: Hashable
+    method: str
+    args: tuple[Any, ...]
+    losses: list[str] = field(default_factory=list)
+    started: float = 0.0
+    overdue: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
 
 
 class RayExecutor(Executor):
-    """Runs calls on Ray actors that survive the death of their processes.
+    """Runs calls on Ray actors; what a lost actor was doing is done by another.
 
-    The worker is made once and goes through Ray's object store; every actor holds a copy. With no
-    running cluster (no ``RAY_ADDRESS``) Ray is started on this machine, listening on loopback.
+    The worker is made once and goes through Ray's object store, where all actors of a node read its
+    arrays in place. An actor whose process or machine dies is restarted by Ray wherever there is
+    room; its call is tried on the next idle actor, and fails for good when it has lost its worker
+    too often (it may be what kills it). Actors that have no room yet join when there is some.
 
     Args:
-        factory: makes the worker; it and the worker have to be picklable.
-        workers: number of actors.
-        cpus: CPU cores of an actor; also its number of torch threads.
-        gpus: GPUs of an actor; fractions share one.
+        factory: makes the worker; called once, here.
+        settings: the pool.
         address: Ray address, None for ``RAY_ADDRESS`` or a local start.
 
     Raises:
-        InputError: Ray is not installed, the cluster cannot be reached, or it has too little.
+        InputError: Ray is not installed, the cluster cannot be reached, or has no room.
+        EpimError: no worker can start.
     """
 
     def __init__(
-        self,
-        factory: Factory,
-        workers: int = 2,
-        cpus: float = 1,
-        gpus: float = 0,
-        address: str | None = None,
+        self, factory: Factory, settings: PoolSettings | None = None, address: str | None = None
     ) -> None:
+        self._settings = settings = settings or PoolSettings()
+        cores = settings.cpus * (1 if settings.workers == "auto" else settings.workers)
+        self._ray, self._mine = connect(address, "the Ray executor", cores)
+        # The extra `ray` is optional: what needs it is imported when it is known to be there.
+        from epim_nas.cluster.actor import WorkerActor
+        from epim_nas.cluster.sharing import share
+
+        self._actor_class = self._ray.remote(WorkerActor)
+        self._queue: deque[_Call] = deque()
+        self._starting: dict[Any, Any] = {}
+        self._idle: deque[Any] = deque()
+        self._busy: dict[Any, tuple[_Call, Any]] = {}
+        self._outcomes: deque[Outcome] = deque()
+        self._hosts: dict[Any, str] = {}
+        self._durations: dict[str, deque[float]] = {}
+        self._lost = self._late = self._start_failures = 0
+        self._looked = self._quiet_since = time.monotonic()
         try:
-            import ray
-        except ImportError:
-            raise missing_extra("ray", "ray", "the Ray executor") from None
-        self._ray = ray
-        self.capacity = workers
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            start_ray(ray, address, workers, cpus)
-        try:
-            _check_resources(ray, workers, cpus, gpus)
-        except InputError:
-            if self._started_ray:
-                ray.shutdown()
+            self._check_room()
+            # Kept: an actor that restarts fetches it again, and Ray drops what nobody holds.
+            self._payload = self._ray.put(share(factory()))
+            self._grow()
+            self._await_first()
+        except BaseException:
+            self.close()
             raise
-        # Kept: an actor that restarts fetches it again, and Ray drops what nobody holds.
-        self._payload = ray.put(factory())
-        actor_class = ray.remote(_Actor)
-        self._idle: deque[Any] = deque(
-            actor_class.options(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                max_restarts=_RESTARTS,
-                max_task_retries=_RETRIES,
-                name=None,
-            ).remote([self._payload], max(1, int(cpus)))
-            for _ in range(workers)
-        )
-        self._queue: deque[tuple[Hashable, str, tuple[Any, ...]]] = deque()
-        self._running: dict[Any, tuple[Hashable, Any, float]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Calls to have under way: one for every living worker, and some to follow at once."""
+        alive = len(self._idle) + len(self._busy)
+        return max(1, alive) + max(1, alive // 8)
+
+    @property
+    def state(self) -> PoolState:
+        """What the workers are doing."""
+        return PoolState(
+            idle=len(self._idle), busy=len(self._busy), starting=len(self._starting),
+            lost=self._lost, late=self._late,
+        )  # fmt: skip
 
     def submit(self, key: Hashable, method: str, *args: Any) -> None:
         """Start a call on an idle actor, or queue it."""
-        self._queue.append((key, method, args))
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        while self._queue and self._idle:
-            key, method, args = self._queue.popleft()
-            actor = self._idle.popleft()
-            reference = actor.call.remote(method, *args)
-            self._running[reference] = (key, actor, time.monotonic())
+        self._queue.append(_Call(key, method, args))
+        self._start_calls()
 
     def wait(self) -> Outcome:
-        """The outcome of the call that finishes next."""
-        if not self._running:
-            raise RuntimeError("nothing was submitted")
-        ready, _ = self._ray.wait(list(self._running), num_returns=1)
-        reference = ready[0]
-        key, actor, started = self._running.pop(reference)
-        self._idle.append(actor)
-        try:
-            value = self._ray.get(reference)
-            outcome = Outcome(key, value, seconds=time.monotonic() - started)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause if getattr(error, "cause", None) is not None else error
-            if isinstance(cause, InputError):
-                raise cause from None
-            outcome = Outcome(key, error=one_line(cause), seconds=time.monotonic() - started)
-        except self._ray.exceptions.RayError as error:
-            outcome = Outcome(
-                key,
-                error=f"the worker died {_RETRIES + 1} times on this call ({one_line(error)})",
-                seconds=time.monotonic() - started,
-            )
-        self._dispatch()
-        return outcome
+        """The outcome of the call that finishes next.
+
+        Raises:
+            RuntimeError: nothing was submitted.
+            InputError: a call found something wrong that the user has to mend.
+            EpimError: no worker can start any more.
+        """
+        while not self._outcomes:
+            if not self._busy and not self._queue:
+                raise RuntimeError("nothing was submitted")
+            self._advance(_HEARTBEAT)
+        return self._outcomes.popleft()
 
     def close(self) -> None:
         """End the actors, and Ray where this executor started it."""
-        self._queue.clear()
-        for actor in [*self._idle, *(actor for _, actor, _ in self._running.values())]:
+        actors = [
+            *self._idle,
+            *self._starting.values(),
+            *(actor for _, actor in self._busy.values()),
+        ]
+        for container in (self._queue, self._idle, self._starting, self._busy, self._outcomes):
+            container.clear()
+        if self._ray.is_initialized():
+            for actor in actors:
+                self._ray.kill(actor, no_restart=True)
+            if self._mine:
+                self._ray.shutdown()
+
+    def _start_calls(self) -> None:
+        while self._queue and self._idle:
+            call, actor = self._queue.popleft(), self._idle.popleft()
+            call.started, call.overdue = time.monotonic(), 0.0
+            self._busy[actor.call.remote(call.method, *call.args)] = (call, actor)
+
+    def _advance(self, seconds: float) -> None:
+        """Take in what happens within some seconds, at least one thing where one does."""
+        self._start_calls()
+        watched = [*self._busy, *self._starting]
+        ready, waiting = self._ray.wait(watched, num_returns=1, timeout=seconds)
+        if ready and waiting:  # whatever else is ready by now costs no second look
+            more, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            ready += more
+        for reference in ready:
+            if reference in self._starting:
+                self._join(reference)
+            else:
+                self._finish(reference)
+        self._start_calls()
+        if time.monotonic() - self._looked >= _HEARTBEAT:
+            self._looked = time.monotonic()
+            self._look_after()
+
+    def _finish(self, reference: Any) -> None:
+        """A call is over, one way or another."""
+        call, actor = self._busy.pop(reference)
+        exceptions = self._ray.exceptions
+        try:
+            value, lines = self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, InputError):
+                raise cause from None
+            self._idle.append(actor)
+            self._outcomes.append(Outcome(call.key, error=one_line(cause), seconds=call.seconds))
+        except exceptions.RayError as error:
+            self._lose(call, actor, error)
+        else:
+            self._idle.append(actor)
+            self._durations.setdefault(call.method, deque(maxlen=100)).append(call.seconds)
+            for level, line in lines:
+                log.log(level, "worker on %s: %s", self._hosts.get(actor, "?"), line)
+            self._outcomes.append(Outcome(call.key, value, seconds=call.seconds))
+
+    def _lose(self, call: _Call, actor: Any, error: BaseException) -> None:
+        """The worker of a call is gone: another tries the call, unless it was tried too often."""
+        reason = f"took longer than {call.overdue:.0f} s" if call.overdue else "its worker died"
+        host = self._hosts.get(actor, "?")
+        self._lost += not call.overdue
+        self._late += bool(call.overdue)
+        self._restarted(actor)
+        call.losses.append(f"{reason} on {host}")
+        if len(call.losses) > self._settings.retries:
+            ways = "; ".join(dict.fromkeys(call.losses))
+            text = f"given up after {len(call.losses)} attempts: {ways}"
+            self._outcomes.append(Outcome(call.key, error=text, seconds=call.seconds))
+        else:
+            log.warning("call %s: %s on %s; it is tried again", call.key, reason, host)
+            log.debug("%s", one_line(error))
+            self._queue.appendleft(call)
+
+    def _restarted(self, actor: Any) -> None:
+        """Watch for an actor's return; Ray restarts it."""
+        self._starting[actor.hello.remote(self._payload)] = actor
+
+    def _join(self, reference: Any) -> None:
+        """An actor is ready, or cannot start."""
+        actor = self._starting.pop(reference)
+        try:
+            hello: Hello = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            self._start_failures += 1
+            if self._start_failures >= _START_FAILURES:
+                raise EpimError(
+                    f"{self._start_failures} workers in a row could not start: {_cause(error)}"
+                ) from None
+            log.warning("a worker could not start: %s", _cause(error))
             self._ray.kill(actor, no_restart=True)
-        self._idle.clear()
-        self._running.clear()
-        if self._started_ray:
-            self._ray.shutdown()
+            self._add_actor()
+            return
+        self._start_failures = 0
+        self._idle.append(actor)
+        self._hosts[actor] = hello.host
+        log.info("worker %d on %s is ready (%s)", hello.pid, hello.host, hello.device)
 
+    def _look_after(self) -> None:
+        """Stop what takes too long, add workers where there is room, say when there are none."""
+        for call, actor in self._busy.values():
+            limit = self._limit(call.method)
+            if not call.overdue and call.seconds > limit:
+                call.overdue = limit
+                self._ray.kill(actor, no_restart=False)
+        self._grow()
+        if self._idle or self._busy:
+            self._quiet_since = time.monotonic()
+        elif time.monotonic() - self._quiet_since > _QUIET:
+            self._quiet_since = time.monotonic()
+            log.warning("no worker is alive; waiting for the cluster (%s)", self._room())
 
-class _Actor:
-    """Holds the worker in an actor process."""
+    def _limit(self, method: str) -> float:
+        """Seconds that a call may take."""
+        if self._settings.timeout_s != "auto":
+            return self._settings.timeout_s or float("inf")
+        known = self._durations.get(method, ())
+        if len(known) < _KNOWN:
+            return float("inf")
+        return max(_LEAST_LIMIT, _TIMES_MEDIAN * statistics.median(known))
 
-    def __init__(self, worker: list[Any], threads: int) -> None:
-        import ray
-        import torch
+    def _grow(self) -> None:
+        """Add actors up to what is wanted."""
+        wanted = self._settings.workers
+        if wanted == "auto":
+            wanted = fitting(self._ray.nodes(), self._settings.cpus, self._settings.gpus)
+        for _ in range(wanted - len(self._idle) - len(self._busy) - len(self._starting)):
+            self._add_actor()
 
-        torch.set_num_threads(threads)
-        self._worker = ray.get(worker[0])
+    def _add_actor(self) -> None:
+        settings = self._settings
+        actor = self._actor_class.options(
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus,
+            max_restarts=-1,  # wherever there is room
+            max_task_retries=0,  # another actor tries the call again, not this one
+        ).remote(max(1, int(settings.cpus)))
+        self._starting[actor.hello.remote(self._payload)] = actor
 
-    def call(self, method: str, *args: Any) -> Any:
-        """``worker.method(*args)``."""
-        return getattr(self._worker, method)(*args)
+    def _await_first(self) -> None:
+        """Wait until one worker is ready.
 
+        Raises:
+            InputError: none is after ``wait_s``.
+        """
+        until = time.monotonic() + self._settings.wait_s
+        while not self._idle:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise InputError(
+                    "executor",
+                    f"no worker had room within {self._settings.wait_s:.0f} s ({self._room()})",
+                    "resources that the cluster has free",
+                    "Wait until other jobs end, ask for less (`executor.cpus`, `executor.gpus`), "
+                    "or raise `executor.wait_s` where a cluster has to grow first.",
+                )
+            self._advance(min(left, _HEARTBEAT))
 
-def start_ray(ray: Any, address: str | None, workers: int, cpus: float) -> None:
-    """Connect to a cluster, or start Ray on this machine, listening on loopback.
-
-    Raises:
-        InputError: the cluster cannot be reached.
-    """
-    import os
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        options |= {
-            "num_cpus": max(os.cpu_count() or 1, int(workers * cpus + 0.999)),
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        options["address"] = address or os.environ["RAY_ADDRESS"]
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            "executor.address",
-            f"no Ray cluster could be reached ({one_line(error)})",
-            hint="Check RAY_ADDRESS and that the cluster runs the same Ray version, or leave the "
-            "address out to use this machine.",
-        ) from None
-
-
-def _check_resources(ray: Any, workers: int, cpus: float, gpus: float) -> None:
-    """Refuse what the cluster can never give; waiting for it would look like a hang."""
-    available = ray.cluster_resources()
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if each * workers > available.get(name, 0):
+    def _check_room(self) -> None:
+        """Refuse what no machine of the cluster can ever give; waiting would look like a hang."""
+        settings = self._settings
+        if settings.wait_s < 120 and not fitting(self._ray.nodes(), settings.cpus, settings.gpus):
             raise InputError(
-                "executor.workers",
-                f"{workers} workers with {each:g} {name} each need {each * workers:g} {name}",
-                f"at most {available.get(name, 0):g} {name}, what the cluster has",
-                "Use fewer workers or a smaller share for each.",
+                "executor",
+                f"no machine has room for one worker ({self._room()})",
+                "at most what one machine of the cluster has",
+                "Ask for less, or set `executor.wait_s` to more than 120 where the cluster grows.",
             )
 
+    def _room(self) -> str:
+        """What a worker asks for, and what is there."""
+        settings, total = self._settings, self._ray.cluster_resources()
+        free = self._ray.available_resources()
+        return (
+            f"a worker asks for {settings.cpus:g} CPU and {settings.gpus:g} GPU; of "
+            f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU are "
+            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g} free"
+        )
 
-def make_ray_executor(factory: Factory, **options: Any) -> Executor:
+
+def _cause(error: BaseException) -> str:
+    """The line of an actor's death that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def make_ray_executor(
+    factory: Factory, settings: PoolSettings, address: str | None = None
+) -> Executor:
     """A :class:`RayExecutor`; an unexpected failure of Ray becomes one clear error."""
     try:
-        return RayExecutor(factory, **options)
-    except (InputError, KeyboardInterrupt):
+        return RayExecutor(factory, settings, address)
+    except (EpimError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise EpimError(f"the Ray executor could not start: {one_line(error)}") from error

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from epim_nas.cluster.connection import connected
 from epim_nas.cluster.executor import one_line
-from epim_nas.cluster.ray_executor import start_ray
-from epim_nas.errors import EpimError, InputError, missing_extra
+from epim_nas.errors import EpimError, InputError
 
 _RESTARTS = 3
 """How often the processes are started again after one of them died."""
@@ -35,16 +35,10 @@ def run_on_workers(work: Callable[[T], None], argument: T, *, workers: int, stor
         InputError: Ray is not installed or cannot be reached.
         EpimError: the work failed.
     """
-    try:
-        import ray
+    with connected(None, "training on several workers", workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-    except ImportError:
-        raise missing_extra("ray", "ray", "training on several workers") from None
-    started = not ray.is_initialized()
-    if started:
-        start_ray(ray, None, workers, 1)
-    try:
+
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         trainer = TorchTrainer(
             _enter,
@@ -62,14 +56,13 @@ def run_on_workers(work: Callable[[T], None], argument: T, *, workers: int, stor
                 failure_config=FailureConfig(max_failures=_RESTARTS),
             ),
         )
-        trainer.fit()
-    except (InputError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise EpimError(f"the training on {workers} workers failed: {one_line(error)}") from error
-    finally:
-        if started:
-            ray.shutdown()
+        try:
+            trainer.fit()
+        except (InputError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            message = f"the training on {workers} workers failed: {one_line(error)}"
+            raise EpimError(message) from error
 
 
 def _enter(config: dict[str, Any]) -> None:

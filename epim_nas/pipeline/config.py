@@ -320,17 +320,24 @@ class ExecutorConfig(Strict):
 
     Attributes:
         kind: ``local`` (this process) or ``ray``.
-        workers: Ray actors.
+        address: address of a Ray cluster; None for ``RAY_ADDRESS`` or this machine.
+        workers: Ray actors; ``auto`` for as many as the cluster has room for.
         cpus: CPU cores of an actor.
         gpus: GPUs of an actor; a fraction shares one.
-        address: address of a Ray cluster; None for ``RAY_ADDRESS`` or this machine.
+        timeout_s: seconds that a design may take before another worker tries it; ``auto`` for ten
+            times the median and at least a minute, None for no limit.
+        retries: how often a design is tried again whose worker was lost.
+        wait_s: seconds to wait for the first worker.
     """
 
     kind: Literal["local", "ray"] = "local"
-    workers: Positive = 2
+    address: str | None = None
+    workers: Positive | Literal["auto"] = 2
     cpus: float = pydantic.Field(default=1, gt=0)
     gpus: float = pydantic.Field(default=0, ge=0)
-    address: str | None = None
+    timeout_s: Annotated[float, pydantic.Field(gt=0)] | Literal["auto"] | None = "auto"
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2
+    wait_s: float = pydantic.Field(default=60, gt=0)
 
 
 class RunConfig(Strict):

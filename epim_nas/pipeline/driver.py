@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from epim_nas.cluster.executor import Executor, LocalExecutor
-from epim_nas.cluster.ray_executor import make_ray_executor
+from epim_nas.cluster.ray_executor import PoolSettings, make_ray_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
@@ -42,6 +42,7 @@ from epim_nas.pipeline.stages import (
 )
 from epim_nas.pipeline.trials import describe_trials, run_trials
 from epim_nas.report.tensorboard import DashboardWriter
+from epim_nas.report.workers import WorkersWriter
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import RunResult, TrialRecord
@@ -150,10 +151,19 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
         for step, loss in curve:
             dashboard.add_supernet_loss(step, loss)
         scorer = make_scorer(setup, supernet, teacher)
-        with make_executor(config.executor, scorer) as executor:
+        with (
+            WorkersWriter(folder.tensorboard) as workers,
+            make_executor(config.executor, scorer) as executor,
+        ):
+
+            def show(record: TrialRecord) -> None:
+                dashboard.add_trial(record)
+                if config.executor.kind != "local":
+                    workers.add(executor.state, len(store.trials()), record.seconds)
+
             with timed(folder, "search"):
                 first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)
-                run_trials(setup, problem, first, store, executor, reporter, dashboard.add_trial)
+                run_trials(setup, problem, first, store, executor, reporter, show)
             log.info(describe_trials(store))
             records = store.records()
             if records and not any(record.feasible for record in records):
@@ -214,13 +224,8 @@ def make_executor(config: ExecutorConfig, scorer: Scorer) -> Executor:
     factory = partial(_identity, scorer)
     if config.kind == "local":
         return LocalExecutor(factory)
-    return make_ray_executor(
-        factory,
-        workers=config.workers,
-        cpus=config.cpus,
-        gpus=config.gpus,
-        address=config.address,
-    )
+    pool = config.model_dump(include={field.name for field in fields(PoolSettings)})
+    return make_ray_executor(factory, PoolSettings(**pool), config.address)
 
 
 def _identity(scorer: Scorer) -> Scorer:

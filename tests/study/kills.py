@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
+
+from epim_nas.study.storage import open_journal
 from tests.pipeline.test_trials import search
 from tests.study.conftest import make_problem
 
@@ -16,6 +19,21 @@ from tests.study.conftest import make_problem
 def problem():
     """What is searched."""
     return make_problem(groups=6, choices=8, slack=12)
+
+
+def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """What a reader finds; a last line that is torn is not there yet."""
+    journal = folder / "study.journal"
+    if not journal.exists():
+        return []
+    copy = folder / "copy.journal"
+    content = journal.read_bytes()
+    copy.write_bytes(content[: content.rfind(b"\n") + 1])
+    try:
+        study = optuna.load_study(study_name="epim_nas", storage=open_journal(copy))
+    except KeyError:
+        return []  # killed before the study was made
+    return study.get_trials(deepcopy=False)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,12 @@ import optuna
 import pytest
 
 from epim_nas.study.history import distributions
-from epim_nas.study.storage import open_journal
 from tests.pipeline.test_trials import rows, search
-from tests.study.kills import problem
+from tests.study.kills import problem, stored
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 70
 KILLS = 20
-
-
-def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """What a reader finds; a last line that is torn is not there yet."""
-    journal = folder / "study.journal"
-    if not journal.exists():
-        return []
-    copy = folder / "copy.journal"
-    content = journal.read_bytes()
-    copy.write_bytes(content[: content.rfind(b"\n") + 1])
-    try:
-        study = optuna.load_study(study_name="epim_nas", storage=open_journal(copy))
-    except KeyError:
-        return []  # killed before the study was made
-    return study.get_trials(deepcopy=False)
 
 
 @pytest.mark.parametrize("capacity", [1, 3])

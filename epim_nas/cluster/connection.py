@@ -1,0 +1,153 @@
+"""Connecting to a Ray cluster, or starting Ray here; what can go wrong is said at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from epim_nas.cluster.executor import one_line
+from epim_nas.errors import InputError, missing_extra
+
+_SECONDS = 5.0
+"""How long the head's port may take to answer; Ray itself would try for more than a minute."""
+_FIELD = "executor.address"
+
+
+@contextmanager
+def connected(address: str | None, purpose: str, cpus: float = 1) -> Iterator[Any]:
+    """Ray, connected to a cluster; what was connected here is disconnected at the end.
+
+    Args:
+        address: ``HOST:PORT``, ``auto``, or None for ``RAY_ADDRESS`` or a start on this machine.
+        purpose: what Ray is needed for, in words.
+        cpus: cores that a start on this machine has to offer.
+
+    Raises:
+        InputError: see :func:`connect`.
+    """
+    ray, mine = connect(address, purpose, cpus)
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bool]:
+    """The ``ray`` module, connected to a cluster, and whether it was connected here.
+
+    With no address, and none in ``RAY_ADDRESS``, Ray is started on this machine, listening on
+    loopback.
+
+    Raises:
+        InputError: Ray is not installed; the cluster cannot be reached, runs another version, or
+            asks for a token that is missing or wrong.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise missing_extra("ray", "ray", purpose) from None
+    if ray.is_initialized():
+        return ray, False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_port(address)
+        options["address"] = address
+    else:
+        options |= {
+            "num_cpus": max(os.cpu_count() or 1, int(cpus + 0.999)),
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(**options)
+    except (KeyboardInterrupt, InputError):
+        raise
+    except (Exception, SystemExit) as error:  # Ray's core ends the process where a head is silent
+        raise _explained(ray, address, error) from None
+    return ray, True
+
+
+def _check_port(address: str) -> None:
+    """Check that something answers at the address of a cluster's head.
+
+    Raises:
+        InputError: not an address, or nothing answers.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or host.startswith("http"):
+        raise InputError(
+            _FIELD,
+            f"`{address}` is not the address of a Ray cluster",
+            "`HOST:PORT` of its head (6379 by default), `ray://HOST:PORT`, or `auto`",
+            "`ray start --head` prints it. To submit a job to a dashboard (http://...), use "
+            "`epim-nas launch --on ray`.",
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            _FIELD,
+            f"no Ray cluster answers at {address} ({one_line(error)})",
+            hint="Check the address and that the head runs (`ray status`), or leave it out, and "
+            "RAY_ADDRESS unset, to use this machine.",
+        ) from None
+
+
+def _explained(ray: Any, address: str | None, error: BaseException) -> InputError:
+    """The user's error behind one of Ray's."""
+    text = one_line(error)
+    if isinstance(error, getattr(ray.exceptions, "AuthenticationError", ())):
+        return InputError(
+            "RAY_AUTH_TOKEN",
+            f"the Ray cluster at {address} asks for a token, and this one is missing or wrong",
+            "the token of the cluster",
+            "Copy ~/.ray/auth_token from its head, or name the file in RAY_AUTH_TOKEN_PATH, and "
+            "set RAY_AUTH_MODE=token.",
+        )
+    if "ersion mismatch" in str(error):
+        return InputError(
+            _FIELD,
+            f"the Ray cluster at {address} runs other versions ({_versions(str(error))})",
+            "the same version of Ray and of Python on all machines",
+            f"Install ray=={ray.__version__} there, or the cluster's version here.",
+        )
+    if isinstance(error, SystemExit):
+        text = "it accepts connections and does not answer"
+    return InputError(
+        _FIELD,
+        f"no Ray cluster could be reached at {address or 'this machine'} ({text})",
+        hint="Check the address, the cluster's Ray version and its token (RAY_AUTH_MODE, "
+        "RAY_AUTH_TOKEN_PATH); without an address Ray is started on this machine.",
+    )
+
+
+def _versions(text: str) -> str:
+    """The lines of Ray's message that say which versions it has seen, as one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(line for line in lines if "Ray:" in line or "Python:" in line) or lines[0]
+
+
+def fitting(nodes: list[Mapping[str, Any]], cpus: float, gpus: float) -> int:
+    """How many workers fit on the living nodes of a cluster at the same time.
+
+    Args:
+        nodes: what ``ray.nodes()`` says.
+        cpus: CPU cores of a worker.
+        gpus: GPUs of a worker; a fraction shares one.
+    """
+    count = 0
+    for node in nodes:
+        if node["Alive"]:
+            has = node["Resources"]
+            shares = [has.get("CPU", 0.0) / cpus] if cpus else []
+            shares += [has.get("GPU", 0.0) / gpus] if gpus else []
+            count += int(min(shares) + 1e-9) if shares else 0
+    return count
