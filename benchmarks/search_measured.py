@@ -31,6 +31,7 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.formulation import Costs, formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter, setup_logging
 from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.shared_weights import train_supernet
 from epim_nas.pipeline.stages import (
     first_designs,
     make_scorer,
@@ -38,7 +39,6 @@ from epim_nas.pipeline.stages import (
     prepare_baseline,
     prepare_supernet,
     seeds_of,
-    train_supernet,
 )
 from epim_nas.pipeline.trials import run_trials
 from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials

@@ -18,7 +18,14 @@ _RESTARTS = 3
 T = TypeVar("T")
 
 
-def run_on_workers(work: Callable[[T], None], argument: T, *, workers: int, storage: Path) -> None:
+def run_on_workers(
+    work: Callable[[T], None],
+    argument: T,
+    *,
+    workers: int,
+    storage: Path,
+    address: str | None = None,
+) -> None:
     """Run ``work(argument)`` in every worker at the same time, through Ray's ``TorchTrainer``.
 
     The workers find the default process group of ``torch.distributed`` set up: NCCL where the
@@ -27,15 +34,16 @@ def run_on_workers(work: Callable[[T], None], argument: T, *, workers: int, stor
 
     Args:
         work: a function of a module; it is called in the working directory of this process.
-        argument: its argument, picklable.
+        argument: its argument, picklable; every worker gets a copy of its own.
         workers: how many.
         storage: folder for Ray's own files, on a file system that all workers share.
+        address: Ray address, None for ``RAY_ADDRESS`` or a local start.
 
     Raises:
         InputError: Ray is not installed or cannot be reached.
         EpimError: the work failed.
     """
-    with connected(None, "training on several workers", workers) as ray:
+    with connected(address, "training on several workers", workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -44,7 +52,8 @@ def run_on_workers(work: Callable[[T], None], argument: T, *, workers: int, stor
             _enter,
             train_loop_config={
                 "work": work,
-                "argument": argument,
+                # In a list: a bare reference would be fetched too early.
+                "argument": [ray.put(argument)],
                 "directory": os.getcwd(),
                 "path": list(sys.path),
             },
@@ -69,8 +78,9 @@ def _enter(config: dict[str, Any]) -> None:
     """Make a worker's process like the one that started it, and work."""
     os.chdir(config["directory"])
     sys.path[:] = [*config["path"], *(p for p in sys.path if p not in config["path"])]
+    import ray
     import torch
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    config["work"](config["argument"])
+    config["work"](ray.get(config["argument"][0]))

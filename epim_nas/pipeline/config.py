@@ -238,6 +238,7 @@ class SupernetConfig(TrainingConfig):
         random: designs that each step draws and trains besides the most precise and the smallest.
         around: whether they are drawn near the exact front or uniformly from the space.
         bits_warmup: fraction of the steps in which they have more weight bits, fewer and fewer.
+        workers: processes that train together on Ray, each on its part of every batch.
     """
 
     steps: Annotated[int, pydantic.Field(ge=0)] = 100
@@ -246,6 +247,7 @@ class SupernetConfig(TrainingConfig):
     random: Positive = 2
     around: Around = "front"
     bits_warmup: Fraction = 0.0
+    workers: Positive = 1
 
 
 class SearchConfig(Strict):
@@ -292,11 +294,13 @@ class FinalistsConfig(TrainingConfig):
     Attributes:
         count: how many designs.
         steps: optimizer steps.
+        rungs: on Ray, measurements of each; after all but the last the worse half stops (ASHA).
         lr: peak learning rate; ``auto`` follows the damage.
     """
 
     count: Annotated[int, pydantic.Field(ge=0)] = 4
     steps: Positive = 150
+    rungs: Positive = 3
     lr: AutoRate = "auto"
     distillation: Fraction = 0.5
 

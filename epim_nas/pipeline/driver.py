@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from epim_nas.cluster.executor import Executor, LocalExecutor
-from epim_nas.cluster.ray_executor import PoolSettings, make_ray_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
-from epim_nas.pipeline.config import ExecutorConfig, RunConfig, load_run_config
+from epim_nas.pipeline.config import RunConfig, load_run_config
+from epim_nas.pipeline.executors import make_executor
 from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.formulation import (
@@ -30,6 +28,7 @@ from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, open_store, write_results
 from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.shared_weights import train_supernet
 from epim_nas.pipeline.stages import (
     first_designs,
     make_scorer,
@@ -38,7 +37,6 @@ from epim_nas.pipeline.stages import (
     prepare_supernet,
     seeds_of,
     timed,
-    train_supernet,
 )
 from epim_nas.pipeline.trials import describe_trials, run_trials
 from epim_nas.report.tensorboard import DashboardWriter
@@ -46,7 +44,6 @@ from epim_nas.report.workers import WorkersWriter
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import RunResult, TrialRecord
-from epim_nas.supernet.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -164,14 +161,15 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             with timed(folder, "search"):
                 first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)
                 run_trials(setup, problem, first, store, executor, reporter, show)
-            log.info(describe_trials(store))
-            records = store.records()
-            if records and not any(record.feasible for record in records):
-                log.warning(_nothing_feasible(problem, records))
-            chosen = choose_finalists(records, config.objectives, config.finalists.count)
-            finetune_finalists(
-                setup, space, chosen, folder, executor, scorer, reporter, dashboard.add_finalist
-            )
+        log.info(describe_trials(store))
+        records = store.records()
+        if records and not any(record.feasible for record in records):
+            log.warning(_nothing_feasible(problem, records))
+        chosen = choose_finalists(records, config.objectives, config.finalists.count)
+        # After the search's workers are gone: on Ray they hold what the trainings need.
+        finetune_finalists(
+            setup, space, chosen, folder, store, scorer, reporter, dashboard.add_finalist
+        )
         result = load_result(folder)
         write_results(result, folder, setup.cost, setup.network)
         knee = next((r for r in result.trials if r.number == result.selected.get("knee")), None)
@@ -217,16 +215,3 @@ def _describe(setup: Setup, space: SearchSpace, folder: RunFolder) -> None:
     save_network(setup.network, folder.network)
     write_json(folder.space, space.to_dict())
     write_text(folder.chip, dump_yaml(setup.chip.to_dict()))
-
-
-def make_executor(config: ExecutorConfig, scorer: Scorer) -> Executor:
-    """The executor of a run file."""
-    factory = partial(_identity, scorer)
-    if config.kind == "local":
-        return LocalExecutor(factory)
-    pool = config.model_dump(include={field.name for field in fields(PoolSettings)})
-    return make_ray_executor(factory, PoolSettings(**pool), config.address)
-
-
-def _identity(scorer: Scorer) -> Scorer:
-    return scorer

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from epim_nas.cluster.executor import Executor
+from epim_nas.cluster.executor import LocalExecutor
+from epim_nas.cluster.ray_tune import tune_stepwise
 from epim_nas.files import write_json
+from epim_nas.pipeline.executors import pool_settings
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.pipeline.setup import Setup
@@ -20,6 +23,7 @@ from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import front_numbers, select
 from epim_nas.study.results import Finalist, TrialRecord
 from epim_nas.study.score import expected_rank
+from epim_nas.study.store import TrialStore
 from epim_nas.supernet.scorer import FinetuneResult, Scorer
 
 log = logging.getLogger(__name__)
@@ -62,54 +66,109 @@ def finetune_finalists(
     space: SearchSpace,
     finalists: Sequence[TrialRecord],
     folder: RunFolder,
-    executor: Executor,
+    store: TrialStore,
     scorer: Scorer,
     reporter: Reporter,
     on_finalist: Callable[[Finalist], None] = lambda finalist: None,
 ) -> list[Finalist]:
-    """Train the finalists on their own; those that are stored are not trained again."""
+    """Train the finalists on their own; those that are stored are not trained again.
+
+    In this process one after the other; on Ray side by side, the worse half stopping early
+    (:func:`~epim_nas.cluster.ray_tune.tune_stepwise`).
+    """
     settings = setup.config.finalists
-    steps = settings.steps
-    config = settings.train_config(steps, setup.config.data.batch_size)
+    config = settings.train_config(settings.steps, setup.config.data.batch_size)
     folder.finalists.mkdir(parents=True, exist_ok=True)
-    waiting: dict[int, TrialRecord] = {}
+    jobs: dict[int, tuple[Any, ...]] = {}
     for record in finalists:
-        if not finalist_file(folder, record.number).exists():
-            waiting[record.number] = record
-    started = len(finalists) - len(waiting)
+        file = finalist_file(folder, record.number)
+        if not file.exists():
+            weights = file.with_suffix(".safetensors").resolve()
+            state = str(weights.with_suffix(".state"))
+            row, seed = space.row(record.design), setup.config.seed + 4
+            jobs[record.number] = (row, config, seed, state, str(weights), settings.lr)
+    done = (len(finalists) - len(jobs)) * settings.steps
+    train = _train_here if setup.config.executor.kind == "local" else _train_on_ray
     with (
         timed(folder, "finalists"),
-        reporter.stage("Finalists", len(finalists) * steps, started * steps) as advance,
+        reporter.stage("Finalists", len(finalists) * settings.steps, done) as advance,
     ):
-        for record in waiting.values():
-            weights = finalist_file(folder, record.number).with_suffix(".safetensors")
-            executor.submit(
-                record.number,
-                "finetune",
-                space.row(record.design),
-                config,
-                setup.config.seed + 4,
-                str(weights.with_suffix(".state").resolve()),
-                str(weights.resolve()),
-                settings.lr,
-            )
-        for done in range(started, len(finalists)):
-            # Steps are seen where the work is done in this process; elsewhere, whole designs.
+        for number, result in train(setup, scorer, jobs, folder, partial(_later, advance, done)):
+            path = finalist_file(folder, number)
+            write_json(path, {"trial": number, **result})
+            path.with_suffix(".state").unlink(missing_ok=True)
+    stored = load_finalists(folder, finalists)
+    store.note_finalists(stored)
+    for finalist in stored:
+        on_finalist(finalist)
+    return stored
+
+
+Results = Iterator[tuple[int, dict[str, Any]]]
+"""(number of the trial, fields of its :class:`FinetuneResult`)."""
+
+
+def _train_here(
+    setup: Setup,
+    scorer: Scorer,
+    jobs: Mapping[int, tuple[Any, ...]],
+    folder: RunFolder,
+    advance: Advance,
+) -> Results:
+    steps = setup.config.finalists.steps
+    with LocalExecutor(lambda: scorer) as executor:
+        for number, arguments in jobs.items():
+            executor.submit(number, "finetune", *arguments)
+        for done in range(len(jobs)):
             scorer.progress = partial(_advance_from, advance, done * steps)
             outcome = executor.wait()
             assert isinstance(outcome.key, int)
             if outcome.error:
-                log.warning("fine-tuning of trial %d failed: %s", outcome.key, outcome.error)
+                _failed(outcome.key, outcome.error)
                 continue
             result: FinetuneResult = outcome.value
-            path = finalist_file(folder, outcome.key)
-            write_json(path, {"trial": outcome.key, **asdict(result)})
-            path.with_suffix(".state").unlink(missing_ok=True)
             advance((done + 1) * steps, f"top-1 {100 * result.validation_accuracy:.1f} %")
-    stored = load_finalists(folder, finalists)
-    for finalist in stored:
-        on_finalist(finalist)
-    return stored
+            yield outcome.key, asdict(result)
+
+
+def _train_on_ray(
+    setup: Setup,
+    scorer: Scorer,
+    jobs: Mapping[int, tuple[Any, ...]],
+    folder: RunFolder,
+    advance: Advance,
+) -> Results:
+    if not jobs:
+        return
+    config, executor = setup.config.finalists, setup.config.executor
+    rungs = min(config.rungs, config.steps)
+    steps = [config.steps * (part + 1) // rungs for part in range(rungs)]
+    reached: dict[int, int] = {}
+
+    def note(number: int, part: int, accuracy: float) -> None:
+        reached[number] = steps[part - 1]
+        advance(sum(reached.values()), f"top-1 {100 * accuracy:.1f} %")
+
+    tuned = tune_stepwise(
+        scorer, "finetune", jobs, steps,
+        pool=pool_settings(executor), storage=(folder.finalists / "ray").resolve(),
+        address=executor.address, on_result=note,
+    )  # fmt: skip
+    for number, found in tuned.items():
+        if found.error or found.result is None:
+            _failed(number, found.error or "no result")
+            continue
+        if reached.get(number, 0) < config.steps:
+            log.info("trial %d: stopped after %d steps", number, reached.get(number, 0))
+        yield number, found.result
+
+
+def _failed(number: int, error: str) -> None:
+    log.warning("fine-tuning of trial %d failed: %s", number, error)
+
+
+def _later(advance: Advance, start: int, step: int, text: str = "") -> None:
+    advance(start + step, text)
 
 
 def _advance_from(advance: Advance, start: int, step: int, loss: float) -> None:

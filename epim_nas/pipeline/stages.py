@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -27,7 +26,6 @@ from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.gradient import Descent, gradient_rows
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import Baseline
-from epim_nas.study.sandwich import Sandwich
 from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.evaluation import (
@@ -277,48 +275,6 @@ def first_designs(
             checkpoint=folder.checkpoints / "gradient.state",
             progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
         )
-
-
-def train_supernet(
-    setup: Setup,
-    supernet: Supernet,
-    teacher: nn.Module,
-    problem: SearchProblem,
-    seeds: Sequence[Row],
-    folder: RunFolder,
-    reporter: Reporter,
-) -> tuple[tuple[int, float], ...]:
-    """Brief training of the shared weights by the sandwich rule; returns the loss curve.
-
-    Every step trains the designs of :class:`Sandwich`.
-    """
-    config = setup.config.supernet
-    if config.steps == 0:
-        return ()
-    sandwich = Sandwich(
-        problem, seeds, setup.config.seed, random=config.random, around=config.around,
-        warmup_steps=round(config.bits_warmup * config.steps),
-    )  # fmt: skip
-
-    def designs(step: int) -> Iterator[Callable[[], None]]:
-        return (partial(supernet.select, row) for row in sandwich.designs(step))
-
-    with timed(folder, "supernet"), reporter.stage("Supernet", config.steps) as advance:
-        result = train(
-            supernet,
-            setup.data,
-            config.train_config(config.steps, setup.config.data.batch_size, config.lr),
-            seed=setup.config.seed + 2,
-            device=setup.config.device,
-            precision=setup.config.precision,
-            teacher=teacher,
-            checkpoint=folder.checkpoints / "supernet.state",
-            checkpoint_every=25,
-            progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
-            variants=designs,
-        )
-    supernet.select(None)
-    return result.curve
 
 
 def make_scorer(setup: Setup, supernet: Supernet, teacher: nn.Module) -> Scorer:

@@ -1,4 +1,4 @@
-"""A fine-tuning on several workers, and how far they are."""
+"""Trainings on several workers, and how far they are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from epim_nas.cluster.ray_train import run_on_workers
+from epim_nas.cluster.visibility import check_visible
 from epim_nas.errors import InputError
 from epim_nas.files import write_json
 from epim_nas.pipeline.progress import Advance, Reporter
@@ -22,58 +25,116 @@ from epim_nas.supernet.train_config import TrainConfig
 _SECONDS = 0.5
 """Between two looks at how far the workers are."""
 
+T = TypeVar("T")
 
-def train_on_workers(job: Job, training: TrainConfig, workers: int, reporter: Reporter) -> None:
-    """Train a job on several workers; afterwards its state file holds the finished training.
+Progress = Callable[[int, float], None]
+"""Called with (step, loss)."""
+
+
+@dataclass(frozen=True)
+class Together(Generic[T]):
+    """A training that several workers do together.
+
+    Attributes:
+        work: trains, in every worker; called with the argument and a function that is told of
+            every step. A function of a module.
+        argument: what it needs, picklable.
+        folder: folder of its files, on a file system that all workers share.
+        steps: optimizer steps.
+        batch_size: images in a batch, of all workers together.
+    """
+
+    work: Callable[[T, Progress], None]
+    argument: T
+    folder: Path
+    steps: int
+    batch_size: int
+
+
+def train_together(
+    training: Together[T],
+    workers: int,
+    title: str,
+    reporter: Reporter,
+    *,
+    address: str | None = None,
+    field: str = "--workers",
+) -> None:
+    """Train on several workers; afterwards the training's state file is that of the end.
 
     Args:
-        job: the job; its folder has to be on a file system that all workers share.
-        training: how to train.
+        training: what to do.
         workers: how many; each takes a GPU where the cluster has so many, else a CPU core.
+        title: what it is called in the progress.
         reporter: shows the progress.
+        address: Ray address, None for ``RAY_ADDRESS`` or this machine.
+        field: what sets the number of workers, for messages.
 
     Raises:
-        InputError: the batch cannot be shared evenly, or Ray is missing.
+        InputError: the batch cannot be shared evenly, Ray is missing, or a worker does not see the
+            folder.
         EpimError: the training failed on the workers.
     """
     if training.batch_size % workers:
         raise InputError(
-            "--workers",
+            field,
             f"{workers} cannot share batches of {training.batch_size} images evenly",
             f"a divisor of {training.batch_size}",
-            "Change --workers or finetune.batch_size.",
+            "Change the number of workers or the batch size.",
         )
-    storage = job.folder / "ray"
-    title = f"Fine-tuning x{workers}"
-    with reporter.stage(title, training.steps) as advance, _watching(job.folder, advance):
-        run_on_workers(_work, (job, training), workers=workers, storage=storage)
+    storage = training.folder / "ray"
+    marker = training.folder / "workers.json"
+    write_json(marker, {"step": 0, "loss": 0.0})
+    try:
+        with reporter.stage(title, training.steps) as advance, _watching(marker, advance):
+            run_on_workers(
+                _work, (training, marker.resolve()), workers=workers, storage=storage.resolve(),
+                address=address,
+            )  # fmt: skip
+    finally:
+        marker.unlink(missing_ok=True)
     shutil.rmtree(storage, ignore_errors=True)
 
 
-def _work(argument: tuple[Job, TrainConfig]) -> None:
-    """Train in a worker process."""
-    job, training = argument
-    parallel, last = Parallel.current(), 0.0
+def _work(argument: tuple[Together[T], Path]) -> None:
+    """Train in a worker process, telling the driver by a file."""
+    training, marker = argument
+    check_visible(marker)
+    last = 0.0
 
     def tell(step: int, loss: float) -> None:
         nonlocal last
-        if parallel.first and time.monotonic() - last >= _SECONDS:
+        if Parallel.current().first and time.monotonic() - last >= _SECONDS:
             last = time.monotonic()
-            write_json(_progress_file(job.folder), {"step": step, "loss": loss})
+            write_json(marker, {"step": step, "loss": loss})
 
+    training.work(training.argument, tell)
+
+
+def train_on_workers(job: Job, training: TrainConfig, workers: int, reporter: Reporter) -> None:
+    """Train one design on several workers; see :func:`train_together`.
+
+    Args:
+        job: the job; its folder has to be on a file system that all workers share.
+        training: how to train.
+        workers: how many.
+        reporter: shows the progress.
+    """
+    together = Together(_tune, (job, training), job.folder, training.steps, training.batch_size)
+    train_together(together, workers, f"Fine-tuning x{workers}", reporter)
+
+
+def _tune(argument: tuple[Job, TrainConfig], progress: Progress) -> None:
+    job, training = argument
     setup = load_trained(job.config, job.run_folder, job.design, "design")
     model = started_network(job, setup)
-    run_training(job, setup, model, training, progress=tell, parallel=parallel)
-
-
-def _progress_file(folder: Path) -> Path:
-    return folder / "workers.json"
+    run_training(job, setup, model, training, progress=progress, parallel=Parallel.current())
 
 
 @contextmanager
-def _watching(folder: Path, advance: Advance) -> Iterator[None]:
+def _watching(file: Path, advance: Advance) -> Iterator[None]:
     """Show what the workers say, in a thread, until the block ends."""
-    file, over = _progress_file(folder), threading.Event()
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_SECONDS):
@@ -81,7 +142,7 @@ def _watching(folder: Path, advance: Advance) -> Iterator[None]:
                 told = json.loads(file.read_text())
                 advance(int(told["step"]), f"loss {told['loss']:.3f}")
             except (OSError, ValueError, KeyError):
-                continue  # nothing yet, or between two files
+                continue  # between two files
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -90,4 +151,3 @@ def _watching(folder: Path, advance: Advance) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        file.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_json
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.metrics import maximised, metric_of
-from epim_nas.study.results import Origin, TrialRecord
+from epim_nas.study.results import Finalist, Origin, TrialRecord
 from epim_nas.study.storage import (
     StorageDown,
     open_journal,
@@ -229,6 +229,19 @@ class TrialStore:
         # Its note stays in the file until the next one is written: what is stored is not left over.
         self._pending.pop(pending.asked, None)
         return stored
+
+    def note_finalists(self, finalists: Sequence[Finalist]) -> None:
+        """Note in the study what fine-tuning made of some trials (``finalists``, by number)."""
+        noted = {
+            str(finalist.number): {
+                "steps": finalist.steps,
+                "validation_accuracy": finalist.validation_accuracy,
+                "test_accuracy": finalist.test_accuracy,
+            }
+            for finalist in finalists
+        }
+        if self.study.user_attrs.get("finalists") != noted:
+            patiently(lambda: self.study.set_user_attr("finalists", noted), self.place)
 
     def _store(self, finished: Finished) -> FrozenTrial:
         trial = self._trial(finished)

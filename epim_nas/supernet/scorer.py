@@ -112,6 +112,7 @@ class Scorer:
         checkpoint: str,
         weights: str,
         lr: float | Literal["auto"] = "auto",
+        until: int | None = None,
     ) -> FinetuneResult:
         """Train a design on its own, from the supernet's weights, distilling the float network.
 
@@ -128,6 +129,7 @@ class Scorer:
             weights: file for the resulting epitomes (safetensors).
             lr: peak learning rate, or ``auto`` for the one that follows the damage; it takes the
                 place of that of ``config``.
+            until: steps after which to stop for now; the next call with more goes on there.
         """
         model = self._supernet.extract(row)
         before = self._measure(model, "validation").accuracy
@@ -136,6 +138,14 @@ class Scorer:
         )
         config = replace(config, lr=peak_rate(lr, damage))
         start = {name: value.clone() for name, value in model.state_dict().items()}
+        step = 0
+
+        def note(done: int, loss: float) -> None:
+            nonlocal step
+            step = done
+            if self.progress is not None:
+                self.progress(done, loss)
+
         result = train(
             model,
             self._data,
@@ -146,7 +156,8 @@ class Scorer:
             teacher=self._teacher,
             checkpoint=Path(checkpoint),
             checkpoint_every=_CHECKPOINT_EVERY,
-            progress=self.progress,
+            progress=note,
+            stop=lambda: until is not None and step >= until,
         )
         after = self._measure(model, "validation").accuracy
         if after < before:

@@ -74,11 +74,16 @@ def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> N
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """The trials of a run folder, read by stock Optuna."""
+    """The trials of a run folder."""
+    return study_of(folder).get_trials(deepcopy=False)
+
+
+def study_of(folder: Path) -> optuna.Study:
+    """The study of a run folder, read by stock Optuna."""
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
     )
-    return optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials(deepcopy=False)
+    return optuna.load_study(study_name=STUDY_NAME, storage=storage)
 
 
 def outcome_of(folder: Path) -> list[tuple[dict[str, Any], list[float], str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run, write_run
@@ -50,6 +51,45 @@ def test_killed_once_it_stores_every_trial_once_within_the_budget(
 
     # Where a design is scored must not matter: the exact seeds have the scores of this process.
     assert seed_scores(folder) == seed_scores(finished)
+
+
+def test_supernet_and_finalists_on_several_workers(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path,
+        executor={"kind": "ray", "workers": 2},
+        supernet__workers=2,
+        finalists={"count": 4, "steps": 12, "rungs": 3},
+    )
+    folder = tmp_path / "run"
+    done = command.run("search", run, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    curve = json.loads((folder / "supernet.json").read_text())
+    assert [step for step, _ in curve] == list(range(1, tiny_run()["supernet"]["steps"] + 1))
+    assert "Supernet x2: done" in done.stderr
+
+    # ASHA: some of the finalists stop after 4 or 8 of the 12 steps, and the best goes on.
+    finalists = [json.loads(p.read_text()) for p in (folder / "finalists").glob("*.json")]
+    assert len(finalists) == 4
+    reached = [finalist["curve"][-1][0] for finalist in finalists]
+    assert set(reached) <= {4, 8, 12}
+    assert 12 in reached
+    assert min(reached) < 12, "none stopped early"
+    assert not list((folder / "finalists").glob("*.state"))
+    assert not (folder / "finalists" / "ray").exists()
+    noted = command.study_of(folder).user_attrs["finalists"]
+    assert {int(number): entry["validation_accuracy"] for number, entry in noted.items()} == {
+        finalist["trial"]: finalist["validation_accuracy"] for finalist in finalists
+    }
+    scalars = EventAccumulator(str(folder / "tensorboard" / "workers"))
+    scalars.Reload()
+    assert {"workers/busy", "workers/lost_calls", "workers/seconds"} <= set(
+        scalars.Tags()["scalars"]
+    )
+    assert any("workers/log" in tag for tag in scalars.Tags()["tensors"])
+
+    again = command.run("search", run, "--out", folder)
+    assert again.returncode == 0, again.stderr
+    assert "Supernet x2" not in again.stderr, "what is finished starts no workers"
 
 
 def seed_scores(folder: Path) -> dict[tuple[tuple[str, int], ...], list[float]]:
