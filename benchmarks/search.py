@@ -34,10 +34,11 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.study.exact import Limit, minimise
 from epim_nas.study.gradient import Descent, additive_loss, gradient_rows
 from epim_nas.study.history import distributions, params_of, row_of
+from epim_nas.study.inflight import Pending
 from epim_nas.study.metrics import maximised, metric_of
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import exact_seeds
-from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES, Options
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from epim_nas.epitome.design import Design
+from epim_nas.epitome.design import Choice, Design
 from epim_nas.errors import InputError
 from epim_nas.hardware import BatchCostModel, CostTable
+from epim_nas.hardware.mapping import map_layer
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import Scores, Unreachable, minimise
+from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.metrics import METRICS, metric_of, parts_of
 from epim_nas.study.problem import SearchProblem
@@ -39,12 +41,14 @@ class Costs:
         table: their additive costs, for what the model does not total.
         groups: (layers,) which group of a row decides each layer of the model.
         dense_crossbars: crossbars of the dense network with 32-bit weights.
+        quantized: per group, crossbars of the dense layers with the bits of each choice.
     """
 
     model: BatchCostModel
     table: CostTable
     groups: npt.NDArray[np.int64]
     dense_crossbars: int
+    quantized: list[IntArray]
 
     @classmethod
     def of(cls, setup: Setup, space: SearchSpace) -> Costs:
@@ -56,7 +60,14 @@ class Costs:
             layer: number for number, group in enumerate(space.groups) for layer in group.layers
         }
         groups = np.array([owner[name] for name in model.names])
-        return cls(model, table, groups, setup.dense_crossbars)
+        quantized = {
+            layer.name: np.array([
+                map_layer(layer, Choice(weight_bits=choice.weight_bits), setup.chip).crossbars
+                for choice in choices[layer.name]
+            ])
+            for layer in setup.network.weighted
+        }  # fmt: skip
+        return cls(model, table, groups, setup.dense_crossbars, space.group_sums(quantized))
 
     def __call__(self, rows: IntArray) -> dict[str, FloatArray]:
         """(N, groups) rows -> metric -> (N,) values."""
@@ -64,7 +75,10 @@ class Costs:
         totals = dict(self.model.totals(by_layer))
         totals["weight_bits"] = self.table.totals(by_layer)["weight_bits"].astype(np.float64)
         totals["edp_nj_ns"] = totals["energy_nj"] * totals["latency_ns"]
+        quantized = summed(self.quantized, rows)
         totals["compression"] = self.dense_crossbars / totals["crossbars"]
+        totals["shape_compression"] = quantized / totals["crossbars"]
+        totals["bits_compression"] = self.dense_crossbars / quantized
         return totals
 
 

@@ -18,11 +18,12 @@ from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row
 from epim_nas.study.history import METRICS_ATTRIBUTE, distributions, params_of, row_of
+from epim_nas.study.inflight import Pending
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import Origin, TrialRecord
 from epim_nas.study.samplers import HOW_ATTRIBUTE
 from epim_nas.study.score import expected_rank
-from epim_nas.study.store import Pending, TrialStore, without_legacy
+from epim_nas.study.store import TrialStore, without_legacy
 from epim_nas.study.strategies import Options, find_strategy
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,7 @@ def run_trials(
             if not error and not math.isfinite(outcome.value.loss):
                 error = "the network's output is not finite"
             if not error:
-                metrics = setup.metrics(problem.space.design(pending.row)) | {
-                    "sensitivity": problem.total(problem.sensitivity, pending.row),
+                metrics = problem.metrics(pending.row) | {
                     "accuracy": outcome.value.accuracy,
                     "loss": outcome.value.loss,
                 }

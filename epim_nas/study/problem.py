@@ -141,6 +141,18 @@ class SearchProblem:
         """Crossbars of a row."""
         return int(self.total(self.costs["crossbars"], row))
 
+    def metrics(self, row: Sequence[int]) -> dict[str, float]:
+        """Everything that is known of a design without measuring it."""
+        if self.model is None:
+            costs = {
+                name: self.total(scores, row) + self.constants.get(name, 0.0)
+                for name, scores in self.costs.items()
+            }
+        else:
+            totals = self.model(np.array([row], dtype=np.int64))
+            costs = {name: float(values[0]) for name, values in totals.items()}
+        return costs | {"sensitivity": self.total(self.sensitivity, row)}
+
     def violations(self, row: Sequence[int]) -> dict[str, float]:
         """Metric of a limit -> the design's value minus the limit; at most 0 where it is kept."""
         over = {name: limit.excess(row) for name, limit in self.additive_limits.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_json
-from epim_nas.space.space import Row, SearchSpace
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.inflight import InFlight, Pending
 from epim_nas.study.metrics import maximised, metric_of
-from epim_nas.study.results import Finalist, Origin, TrialRecord
+from epim_nas.study.results import Finalist, TrialRecord
 from epim_nas.study.storage import (
     StorageDown,
     open_journal,
@@ -42,30 +43,6 @@ DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
 
 LEGACY_CONSTRAINTS = "constraints"
 """System attribute in which optuna-dashboard looks for constraints: their values alone."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A proposal whose evaluation has not finished.
-
-    Attributes:
-        asked: number of the proposal.
-        row: the design.
-        origin: seed or search.
-        sampler_state: what the sampler noted in the trial (how it came about; NSGA-II and III:
-            its generation); a resumed search needs it.
-    """
-
-    asked: int
-    row: Row
-    origin: Origin
-    sampler_state: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Pending:
-        """From what :func:`~dataclasses.asdict` gave."""
-        state = data.get("sampler_state", {})
-        return cls(data["asked"], tuple(data["row"]), data["origin"], state)
 
 
 @dataclass(frozen=True)
@@ -122,9 +99,8 @@ class TrialStore:
         self.place = f"the storage {storage}" if storage else str(path)
         self.objectives = tuple(objectives)
         self._space = space
-        self._sidecar = path.with_name("inflight.json")
         self._unsaved_file = path.with_name("unsaved.json")
-        self._pending: dict[int, Pending] = {}
+        self._in_flight = InFlight(path.with_name("inflight.jsonl"))
         self.study = self._open(storage, study_name, read_only)
         identity = {"space": space.digest, "objectives": list(self.objectives)}
         self._check_settings(identity | dict(settings or {}), read_only)
@@ -226,8 +202,8 @@ class TrialStore:
                 f"{self._unsaved_file} and stored when the search goes on. Type the same command "
                 "once the storage is back"
             ) from None
-        # Its note stays in the file until the next one is written: what is stored is not left over.
-        self._pending.pop(pending.asked, None)
+        # Its note may stay in the file: what is stored is not left over.
+        self._in_flight.end(pending.asked)
         return stored
 
     def note_finalists(self, finalists: Sequence[Finalist]) -> None:
@@ -295,17 +271,11 @@ class TrialStore:
 
     def begin(self, pending: Pending) -> None:
         """Note that a proposal is being evaluated."""
-        self._pending[pending.asked] = pending
-        write_json(self._sidecar, [asdict(waiting) for waiting in self._pending.values()])
+        self._in_flight.begin(pending)
 
     def left_over(self) -> list[Pending]:
         """Proposals that an earlier, killed driver had in flight and that are not stored."""
-        found = [Pending.from_dict(entry) for entry in _entries(self._sidecar)]
-        stored = {trial.user_attrs.get("asked") for trial in self.trials()}
-        left = [pending for pending in found if pending.asked not in stored]
-        # Kept in the file until they are stored: this driver may be killed as well.
-        self._pending = {pending.asked: pending for pending in left} | self._pending
-        return left
+        return self._in_flight.left_over(trial.user_attrs["asked"] for trial in self.trials())
 
     def _unsaved(self) -> list[dict[str, Any]]:
         return _entries(self._unsaved_file)
@@ -321,7 +291,7 @@ class TrialStore:
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:
-    """The entries of a note in the run folder; none where it is missing.
+    """The trials that a database could not take; none where the file is missing.
 
     Raises:
         EpimError: it cannot be read.
@@ -331,7 +301,7 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(file.read_text())
         for entry in entries:
-            Pending.from_dict(entry.get("pending", entry))
+            Pending.from_dict(entry["pending"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EpimError(f"{file}: cannot be read ({error}); delete it") from None
     return list(entries)

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from epim_nas.cli.app import run_command
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.inflight import Pending
+from epim_nas.study.store import TrialStore
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run, write_run
 

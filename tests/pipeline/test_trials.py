@@ -16,9 +16,10 @@ from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.trials import run_trials
 from epim_nas.space.space import Row
+from epim_nas.study.inflight import Pending
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import exact_seeds
-from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES
 from tests.study.conftest import make_problem
 
@@ -36,13 +37,17 @@ class Workers(Executor):
         seed: int,
         before_call: Callable[[int], object] = lambda calls: None,
     ) -> None:
-        self.capacity = capacity
+        self._capacity = capacity
         self._before_call = before_call
         self._calls_made = 0
         self._problem = problem
         self._calls_left = calls
         self._queue: list[tuple[Any, Row]] = []
         self._order = random.Random(seed)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
 
     def submit(self, key: Any, method: str, *args: Any) -> None:
         self._queue.append((key, args[0]))
@@ -75,16 +80,10 @@ def search(
 ) -> list[optuna.trial.FrozenTrial]:
     """Run, or go on with, a search that is interrupted after ``calls`` evaluations."""
 
-    def metrics(design: Any) -> dict[str, float]:
-        row = problem.space.row(design)
-        return {name: problem.total(scores, row) for name, scores in problem.costs.items()}
-
     search_config = SimpleNamespace(
         strategy=strategy, trials=trials, fitness="latency_ns", population=20, repair=True
     )
-    setup: Any = SimpleNamespace(
-        config=SimpleNamespace(search=search_config, seed=3), metrics=metrics
-    )
+    setup: Any = SimpleNamespace(config=SimpleNamespace(search=search_config, seed=3))
     store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space, storage=storage)
     first = STRATEGIES[strategy].first
     seeds = [seed.row for seed in exact_seeds(problem, 5)] if first else []

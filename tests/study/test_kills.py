@@ -29,8 +29,8 @@ def test_twenty_kills_lose_and_repeat_nothing(capacity: int, tmp_path: Path) -> 
     while kills < KILLS:
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         # Wait until it goes on with the search, then for a random moment within a few trials.
-        mark = (folder / "inflight.json").stat().st_mtime_ns if before else 0
-        while process.poll() is None and not _newer(folder / "inflight.json", mark):
+        mark = (folder / "inflight.jsonl").stat().st_mtime_ns if before else 0
+        while process.poll() is None and not _newer(folder / "inflight.jsonl", mark):
             time.sleep(0.002)
         time.sleep(chance.uniform(0.0, 0.12))
         assert process.poll() is None, "it ended before the kills were over"

@@ -13,9 +13,10 @@ import pytest
 
 from epim_nas import InputError
 from epim_nas.study import storage
+from epim_nas.study.inflight import Pending
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.storage import StorageDown
-from epim_nas.study.store import Pending, TrialStore
+from epim_nas.study.store import TrialStore
 from tests.pipeline.test_trials import OBJECTIVES, rows, search
 from tests.study.conftest import make_problem
 from tests.study.postgres import Postgres, find_binary

@@ -9,9 +9,10 @@ import pytest
 from optuna.trial import TrialState
 
 from epim_nas import InputError
+from epim_nas.study.inflight import Pending
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.storage import open_journal
-from epim_nas.study.store import STUDY_NAME, Pending, TrialStore, without_legacy
+from epim_nas.study.store import STUDY_NAME, TrialStore, without_legacy
 
 OBJECTIVES = ("accuracy", "latency_ns")
 
