@@ -17,6 +17,7 @@ from epim_nas._version import __version__
 from epim_nas.cli import cost as cost_command
 from epim_nas.cli import describe as describe_command
 from epim_nas.cli import finetune as finetune_command
+from epim_nas.cli import launch as launch_command
 from epim_nas.cli import results, run
 from epim_nas.errors import EpimError
 
@@ -69,6 +70,8 @@ app.command("cost")(cost_command.cost)
 app.command("describe")(describe_command.describe)
 app.command("dashboard")(results.dashboard)
 app.command("presets")(results.presets)
+app.command("launch")(launch_command.launch)
+app.command("jobs")(launch_command.jobs)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,8 @@ def search(
 
     config, folder_path = resolve_run(run, out, set_)
     folder = RunFolder(folder_path)
+    # A scheduler that takes the machine away sends this: save and end as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with log_to_file(folder.log):
         result = run_search(config, folder_path)
     console = Console()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -60,16 +62,20 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
         options["address"] = address
     else:
         options |= {
+            "address": "local",  # not another cluster that happens to run here
             "num_cpus": max(os.cpu_count() or 1, int(cpus + 0.999)),
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
         }
+    in_main = threading.current_thread() is threading.main_thread()
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (KeyboardInterrupt, InputError):
-        raise
-    except (Exception, SystemExit) as error:  # Ray's core ends the process where a head is silent
+    except Exception as error:
         raise _explained(ray, address, error) from None
+    finally:
+        if in_main:  # Ray takes the signal over, and what this process would save is lost
+            signal.signal(signal.SIGTERM, on_term)
     return ray, True
 
 
@@ -101,7 +107,7 @@ def _check_port(address: str) -> None:
         ) from None
 
 
-def _explained(ray: Any, address: str | None, error: BaseException) -> InputError:
+def _explained(ray: Any, address: str | None, error: Exception) -> InputError:
     """The user's error behind one of Ray's."""
     text = one_line(error)
     if isinstance(error, getattr(ray.exceptions, "AuthenticationError", ())):
@@ -119,8 +125,6 @@ def _explained(ray: Any, address: str | None, error: BaseException) -> InputErro
             "the same version of Ray and of Python on all machines",
             f"Install ray=={ray.__version__} there, or the cluster's version here.",
         )
-    if isinstance(error, SystemExit):
-        text = "it accepts connections and does not answer"
     return InputError(
         _FIELD,
         f"no Ray cluster could be reached at {address or 'this machine'} ({text})",

@@ -16,7 +16,12 @@ from epim_nas.schema import validate
 
 T = TypeVar("T")
 
-CHANGEABLE = ("executor", "device", "reuse", "search.trials", "finalists.count")
+LAUNCH = "launch"
+"""Folder, inside of a run folder, of what launchers write; it may be there before the run."""
+
+CHANGEABLE = (
+    "executor", "device", "reuse", "search.trials", "finalists.count", "supernet.workers"
+)  # fmt: skip
 """Keys that may differ when a run is resumed: where it runs, and how long."""
 
 
@@ -177,7 +182,9 @@ class RunFolder:
                     + " may change",
                     "Use another --out folder, or delete this one.",
                 )
-        elif not self.config.is_file() and any(self.path.glob("[!.]*")):
+        elif not self.config.is_file() and any(
+            entry.name != LAUNCH for entry in self.path.glob("[!.]*")
+        ):
             raise InputError(
                 f"--out {self.path}",
                 "exists and is not the folder of a run",

@@ -28,7 +28,7 @@ from epim_nas.study.strategies import Options, find_strategy
 
 log = logging.getLogger(__name__)
 
-_MAX_REPEATS = 100
+_MAX_REPEATS = 10
 """So many known designs in a row, with nothing in flight, mean that there is nothing new."""
 _MAX_FAILURES = 5
 """So many failed evaluations in a row mean that something is wrong with all of them."""

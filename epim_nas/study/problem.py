@@ -33,6 +33,8 @@ Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
 
 _ROUNDS = 30
 """Attempts to mend a row that keeps the additive limits and breaks a real one."""
+_REPAIRS = 6
+"""Attempts to mend a given row with tightened limits."""
 _HALVINGS = 4
 """How often a limit that was tightened beyond reach is moved halfway back."""
 _REMEMBERED = 100_000
@@ -300,15 +302,22 @@ class SearchProblem:
         """
         row = tuple(int(index) for index in row)
         limits, cap = dict(self.solver_limits), np.inf
-        for _ in range(_ROUNDS):
+        for _ in range(_REPAIRS):
             try:
                 mended = self._repaired(row, limits, cap)
             except (Infeasible, Unreachable):
-                break  # tightened beyond reach, or nothing keeps the limits: the solver says which
+                break  # tightened beyond reach, or nothing keeps the limits
             over = self._real_excess(mended)
             if not any(value > 0 for value in over.values()):
                 return mended
             limits, cap = self._tightened(limits, over, cap, mended)
+        try:
+            return self._descended(row)
+        except Unreachable:
+            return self._least_sensitive
+
+    @cached_property
+    def _least_sensitive(self) -> Row:
         return self.solve(self.sensitivity).row
 
     def _tightened(

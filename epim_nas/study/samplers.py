@@ -23,7 +23,7 @@ from epim_nas.study.problem import SearchProblem
 HOW_ATTRIBUTE = "epim:how"
 """System attribute of a trial: how its design came about, in words."""
 
-_ATTEMPTS = 200
+_ATTEMPTS = 50
 """Mutations of a known design until a new one is found."""
 
 
@@ -80,7 +80,7 @@ class FeasibleSampler(BaseSampler):
             if row not in self._history.proposed:
                 break
             # A known design costs an evaluation and teaches nothing: move further away each time.
-            row = self._problem.repair(mutate(row, self._problem, rng, 1 + attempt // 20))
+            row = self._problem.repair(mutate(row, self._problem, rng, 1 + attempt // 10))
         return row
 
     def sample_independent(

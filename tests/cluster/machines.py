@@ -33,6 +33,7 @@ class Cluster:
         self.environment = {
             **os.environ,
             "HOME": str(folder),  # Ray keeps its token there
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token" if token else "disabled",
             "RAY_AUTH_TOKEN": "a-token-of-this-test-that-is-long-enough" if token else "",
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,0 +1,167 @@
+"""A search as a job: its run file, the user's own modules, and what it asks of a cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epim_nas.errors import InputError
+from epim_nas.files import dump_yaml, write_text
+from epim_nas.pipeline.config import RunConfig, load_run_config
+from epim_nas.pipeline.folder import LAUNCH
+
+_WAIT_SECONDS = 900
+"""How long the search waits for the first worker: nodes may have to be started first."""
+_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks of a cluster; every launcher reads what it knows.
+
+    Attributes:
+        nodes: machines for workers.
+        cpus: CPU cores of each.
+        gpus: GPUs of each.
+        memory_gb: memory of each (GB); None for the cluster's default.
+        time: longest time, as the scheduler writes it (``1-12:00:00``); None for its default.
+        account: account to charge (SLURM).
+        partition: partition or queue (SLURM).
+        image: container image with epim_nas (Kubernetes).
+        claim: persistent volume claim of the run folders (Kubernetes).
+        mount: where that volume is mounted (Kubernetes).
+    """
+
+    nodes: int = 1
+    cpus: int = 4
+    gpus: int = 0
+    memory_gb: int | None = None
+    time: str | None = None
+    account: str | None = None
+    partition: str | None = None
+    image: str | None = None
+    claim: str = "epim-nas-runs"
+    mount: str = "/runs"
+
+    @property
+    def workers(self) -> int:
+        """Workers that fit: one for every GPU, or for every CPU core where there are none."""
+        return self.nodes * (self.gpus or self.cpus)
+
+    @property
+    def worker_cpus(self) -> int:
+        """CPU cores of a worker."""
+        return max(1, self.cpus // self.gpus) if self.gpus else 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search that is ready to be sent.
+
+    Attributes:
+        name: name of the run.
+        out: the run folder, absolute; the machines of the cluster have to see it.
+        folder: folder of the files below.
+        run_file: the resolved run file.
+        code: folder with the modules that the run file names, importable from there.
+        resources: what it asks for.
+    """
+
+    name: str
+    out: Path
+    folder: Path
+    run_file: Path
+    code: Path
+    resources: Resources
+
+
+def prepare(
+    run: str, out: Path | None, overrides: list[str], resources: Resources, on_cluster: Path | None
+) -> Job:
+    """Resolve a run file and write what a job takes along.
+
+    Where the run file does not score on Ray already, it is made to: with a worker for every GPU (or
+    CPU core) that is asked for.
+
+    Args:
+        run: a run file's name or path.
+        out: run folder, as this machine sees it; ``runs/NAME`` by default.
+        overrides: ``key.path=value`` changes.
+        resources: what the job asks for.
+        on_cluster: the run folder as the cluster sees it, where that differs.
+
+    Raises:
+        InputError: something in the run file is wrong, or a module that it names is not found.
+    """
+    config, _ = load_run_config(run, overrides)
+    here = (out if out is not None else Path("runs") / config.name).resolve()
+    config = _on_ray(config, resources)
+    folder = here / LAUNCH
+    code = folder / "code"
+    shutil.rmtree(code, ignore_errors=True)
+    code.mkdir(parents=True)
+    for module in sorted(set(_modules(config.model_dump(mode="json")))):
+        _take_along(module, code)
+    run_file = folder / "run.yaml"
+    write_text(run_file, dump_yaml(config.model_dump(mode="json", by_alias=True)))
+    return Job(config.name, on_cluster or here, folder, run_file, code, resources)
+
+
+def _on_ray(config: RunConfig, resources: Resources) -> RunConfig:
+    if config.executor.kind == "ray":
+        return config
+    executor = config.executor.model_copy(
+        update={
+            "kind": "ray",
+            "workers": resources.workers,
+            "cpus": float(resources.worker_cpus),
+            "gpus": 1.0 if resources.gpus else 0.0,
+            "address": None,  # the job's environment names it
+            "wait_s": float(_WAIT_SECONDS),
+        }
+    )
+    return config.model_copy(update={"executor": executor})
+
+
+def _modules(value: Any) -> Iterator[str]:
+    """Modules of all ``module:function`` texts of a run file."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _modules(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _modules(part)
+    elif isinstance(value, str) and _MODULE.fullmatch(value):
+        name = value.partition(":")[0]
+        if name not in ("torchvision", "timm"):
+            yield name.partition(".")[0]
+
+
+def _take_along(name: str, code: Path) -> None:
+    """Copy a module of the user; what is installed is left to the cluster's environment."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where `epim-nas search` looks as well
+    found = importlib.util.find_spec(name)
+    if found is None:
+        raise InputError(
+            "run file",
+            f"its module `{name}` is not found from {Path.cwd()}",
+            "a module in the current folder, or an installed one",
+        )
+    installed = [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib", "stdlib")]
+    for place in found.submodule_search_locations or ([found.origin] if found.origin else []):
+        path = Path(place)
+        if any(path.is_relative_to(base) for base in installed) or name == "epim_nas":
+            return
+        if path.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(path, code / path.name, dirs_exist_ok=True, ignore=ignore)
+        else:
+            shutil.copy2(path, code / path.name)

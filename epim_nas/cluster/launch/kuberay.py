@@ -1,0 +1,161 @@
+"""Kubernetes: a RayJob manifest for the KubeRay operator (``ray.io/v1``)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from epim_nas.cluster.launch.job import Job
+from epim_nas.errors import EpimError, InputError
+from epim_nas.files import write_text
+
+_JOB_MOUNT = "/epim-nas"
+"""Where the run file and the user's modules are mounted."""
+_MOST_BYTES = 900_000
+"""A ConfigMap holds less than 1 MiB."""
+
+
+def write(job: Job) -> Path:
+    """Write the manifest into the job's folder; returns its path.
+
+    Raises:
+        InputError: no image, a run folder outside of the volume, or modules that are too large.
+    """
+    asked = job.resources
+    if asked.image is None:
+        raise InputError(
+            "--image", "a Kubernetes job needs a container image", "an image with epim_nas and Ray",
+            "docs/clusters.md has a Dockerfile.",
+        )  # fmt: skip
+    if not PurePosixPath(job.out).is_relative_to(asked.mount):
+        raise InputError(
+            "--cluster-out", f"`{job.out}` is not on the volume", f"a folder below {asked.mount}",
+            "The search would be lost with its pod.",
+        )  # fmt: skip
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "search"
+    files = _files(job)
+    size = sum(len(text.encode()) for text in files.values())
+    if size > _MOST_BYTES:
+        raise InputError(
+            "run file", f"its modules have {size} bytes", f"at most {_MOST_BYTES} in a ConfigMap",
+            "Put them into the image.",
+        )  # fmt: skip
+    manifest = job.folder / "rayjob.yaml"
+    documents = [_config_map(name, files), _ray_job(name, job)]
+    write_text(manifest, yaml.safe_dump_all(documents, sort_keys=False))
+    return manifest
+
+
+def submit(manifest: Path) -> str:
+    """Send a manifest; returns what Kubernetes says.
+
+    Raises:
+        InputError: there is no ``kubectl``.
+        EpimError: Kubernetes refused it.
+    """
+    if shutil.which("kubectl") is None:
+        raise InputError(
+            "--submit", "the command `kubectl` is not on this machine",
+            "a machine that reaches the cluster", f"Send it there: kubectl apply -f {manifest}",
+        )  # fmt: skip
+    done = subprocess.run(
+        ["kubectl", "apply", "--filename", str(manifest)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise EpimError(f"Kubernetes refused the job: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _files(job: Job) -> dict[str, str]:
+    """Path below the job's mount -> text."""
+    modules = {
+        f"code/{path.relative_to(job.code)}": path.read_text()
+        for path in sorted(job.code.rglob("*.py"))
+    }
+    return {"run.yaml": job.run_file.read_text()} | modules
+
+
+def _key(path: str) -> str:
+    """A path as a key of a ConfigMap, which has no slashes."""
+    return path.replace("/", "__")
+
+
+def _config_map(name: str, files: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{name}-run"},
+        "data": {_key(path): text for path, text in files.items()},
+    }
+
+
+def _ray_job(name: str, job: Job) -> dict[str, Any]:
+    asked = job.resources
+    command = ["epim-nas", "search", f"{_JOB_MOUNT}/run.yaml", "--out", str(job.out)]
+    from ray import __version__ as version
+
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": name},
+        "spec": {
+            "entrypoint": shlex.join(command),
+            "runtimeEnvYAML": yaml.safe_dump(
+                {"env_vars": {"PYTHONPATH": f"{_JOB_MOUNT}/code"}}, sort_keys=False
+            ),
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 600,
+            "rayClusterSpec": {
+                "rayVersion": version,
+                "enableInTreeAutoscaling": True,
+                "headGroupSpec": {
+                    # The driver runs on the head; its cores are not for workers.
+                    "rayStartParams": {"num-cpus": "0"},
+                    "template": _pod("ray-head", name, job, cpus=2, gpus=0),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": 1,
+                        "minReplicas": 0,
+                        "maxReplicas": asked.nodes,
+                        "rayStartParams": {},
+                        "template": _pod("ray-worker", name, job, asked.cpus, asked.gpus),
+                    }
+                ],
+            },
+        },
+    }
+
+
+def _pod(container: str, name: str, job: Job, cpus: int, gpus: int) -> dict[str, Any]:
+    asked = job.resources
+    limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{asked.memory_gb or 4 * cpus}G"}
+    if gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    items = [{"key": _key(path), "path": path} for path in _files(job)]
+    return {
+        "spec": {
+            "containers": [
+                {
+                    "name": container,
+                    "image": asked.image,
+                    "resources": {"requests": dict(limits), "limits": limits},
+                    "volumeMounts": [
+                        {"name": "runs", "mountPath": asked.mount},
+                        {"name": "job", "mountPath": _JOB_MOUNT},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "runs", "persistentVolumeClaim": {"claimName": asked.claim}},
+                {"name": "job", "configMap": {"name": f"{name}-run", "items": items}},
+            ],
+        }
+    }
