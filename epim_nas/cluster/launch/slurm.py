@@ -38,8 +38,19 @@ rm -f "$$code_file"
 srun --nodes="$$SLURM_JOB_NUM_NODES" --ntasks="$$SLURM_JOB_NUM_NODES" \\
     ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_JOB_NUM_NODES" \\
     --num-cpus=$cpus --num-gpus=$gpus --disable-usage-stats -- \\
-    bash -c 'RAY_ADDRESS=$$1 $search; echo $$? > "$$0"' "$$code_file" "$$head:$$port"
-code=$$(cat "$$code_file" 2>/dev/null || echo 1)
+    bash -c 'trap : TERM; RAY_ADDRESS=$$1 $search; echo $$? > "$$0"' "$$code_file" "$$head:$$port"
+status=$$?
+# Those who start the search die of the signal at once; the search takes some seconds to save.
+if [ "$$status" -gt 128 ]; then
+    for _ in $$(seq 60); do
+        [ -s "$$code_file" ] && break
+        sleep 1
+    done
+    # They had no time to end what they started.
+    timeout 60 srun --overlap --nodes="$$SLURM_JOB_NUM_NODES" --ntasks="$$SLURM_JOB_NUM_NODES" \\
+        ray stop > /dev/null 2>&1 || ray stop > /dev/null 2>&1
+fi
+code=$$(cat "$$code_file" 2>/dev/null || echo "$$status")
 if [ "$$code" = 130 ]; then
     echo "interrupted; the job is queued again and goes on in $out"
     scontrol requeue "$$SLURM_JOB_ID"

@@ -1,0 +1,154 @@
+"""Jobs for Ray clusters and Kubernetes: what is written, and a real one that is sent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from epim_nas import InputError
+from epim_nas.cluster.launch import Resources, prepare
+from epim_nas.pipeline.folder import RunFolder
+from tests.cluster.machines import Cluster
+from tests.pipeline.command import PROGRAM, ROOT, study_of
+from tests.pipeline.tiny import tiny_run, write_run
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    made = Cluster(folder, dashboard=True)
+    made.add_node(cpus=2)
+    until = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", made.dashboard_port), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.3)
+    yield made
+    made.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def command(cluster: Cluster | None, *arguments: object, **environment: str):
+    return subprocess.run(
+        [str(PROGRAM), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env={**(cluster.environment if cluster else {"PATH": ""}), **environment}, timeout=200,
+    )  # fmt: skip
+
+
+def address(cluster: Cluster) -> str:
+    return f"http://127.0.0.1:{cluster.dashboard_port}"
+
+
+def test_a_job_is_sent_watched_and_listed(cluster: Cluster, tmp_path: Path) -> None:
+    out = cluster.folder / "sent"
+    done = command(
+        cluster, "launch", write_run(tmp_path), "--on", "ray", "--address", address(cluster),
+        "--out", out, "--cpus", 2, "--submit",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Pareto front of tiny" in done.stdout, "its output is shown"
+    assert "SUCCEEDED" in done.stdout
+    trials = study_of(out).get_trials(deepcopy=False)
+    assert len(trials) == tiny_run()["search"]["trials"]
+    assert RunFolder(out).load_config().executor.workers == 2
+    listed = command(cluster, "jobs", "--address", address(cluster), "--json")
+    (job,) = json.loads(listed.stdout)["jobs"]
+    assert (job["status"], job["run"], job["out"]) == ("SUCCEEDED", "tiny", str(out))
+
+
+def test_a_job_that_is_stopped_has_saved_what_it_found(cluster: Cluster, tmp_path: Path) -> None:
+    out = cluster.folder / "stopped"
+    run = write_run(tmp_path, search__trials=2000)
+    done = command(
+        cluster, "launch", run, "--on", "ray", "--address", address(cluster), "--out", out,
+        "--cpus", 2, "--submit", "--no-wait",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.split("Job ")[1].split()[0]
+    until = time.monotonic() + 90
+    while not (out / "study.journal").exists() or len(study_of(out).trials) < 5:
+        assert time.monotonic() < until, command(cluster, "jobs", name, "--logs").stdout
+        time.sleep(0.5)
+    stopped = command(cluster, "jobs", name, "--address", address(cluster), "--stop")
+    assert "STOPPED" in stopped.stdout, stopped.stdout + stopped.stderr
+    logs = command(cluster, "jobs", name, "--address", address(cluster), "--logs")
+    assert "everything finished is saved" in logs.stdout
+
+
+def test_bad_addresses_tokens_and_names_are_said(cluster: Cluster) -> None:
+    for arguments, environment, hint in (
+        (["--address", "http://127.0.0.1:9"], {}, "no Ray dashboard answers"),
+        (["--address", "head:6379"], {}, "is not a dashboard's address"),
+        (["--address", address(cluster)], {"RAY_AUTH_TOKEN": "x" * 40}, "asks for a token"),
+        (["nothing", "--address", address(cluster)], {}, "no job `nothing`"),
+    ):
+        started = time.monotonic()
+        done = command(cluster, "jobs", *arguments, **environment)
+        assert done.returncode == 2, done.stderr
+        assert hint in done.stderr
+        assert "Traceback" not in done.stderr
+        assert time.monotonic() - started < 60
+
+
+def test_the_users_module_goes_along_and_installed_ones_do_not(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my_net.py").write_text("def make(in_channels, num_classes): ...\n")
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path, model={"name": "my_net:make"})
+    job = prepare(str(run), tmp_path / "out", [], Resources(nodes=2, cpus=8, gpus=4), None)
+    assert (job.code / "my_net.py").exists()
+    executor = yaml.safe_load(job.run_file.read_text())["executor"]
+    assert (executor["kind"], executor["workers"], executor["cpus"]) == ("ray", 8, 2.0)
+    assert executor["gpus"] == 1.0
+    run = write_run(tmp_path, model={"name": "not_there:make"})
+    with pytest.raises(InputError, match="not_there"):
+        prepare(str(run), tmp_path / "out", [], Resources(), None)
+
+
+def test_a_ray_job_manifest(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    done = command(
+        None, "launch", run, "--on", "kuberay", "--out", tmp_path / "here", "--cluster-out",
+        "/runs/tiny", "--image", "registry/epim-nas:1", "--nodes", 3, "--gpus", 2, "--memory", 32,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config, job = yaml.safe_load_all((tmp_path / "here/launch/rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]["rayClusterSpec"]
+    (group,) = spec["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (0, 3)
+    assert spec["enableInTreeAutoscaling"] is True
+    pod = group["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    claims = [
+        v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "configMap" not in v
+    ]
+    assert claims == ["epim-nas-runs"]
+    items = {item["path"]: item["key"] for v in pod["volumes"] if "configMap" in v
+             for item in v["configMap"]["items"]}  # fmt: skip
+    assert config["data"][items["run.yaml"]] == (tmp_path / "here/launch/run.yaml").read_text()
+    assert "code/tests/pipeline/tiny.py" in items
+    assert "/runs/tiny" in job["spec"]["entrypoint"]
+    for arguments, hint in (
+        (["--image", "x"], "is not on the volume"),
+        (["--cluster-out", "/runs/tiny"], "needs a container image"),
+        (["--image", "x", "--cluster-out", "/runs/tiny", "--submit"], "kubectl"),
+    ):
+        done = command(
+            None, "launch", run, "--on", "kuberay", "--out", tmp_path / "there", *arguments
+        )
+        assert done.returncode == 2
+        assert hint in done.stderr
