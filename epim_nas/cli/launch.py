@@ -87,7 +87,7 @@ def launch(
         epim-nas launch my_run.yaml --on slurm --out /shared/mine --nodes 2 --gpus 4 --submit
         epim-nas launch my_run.yaml --on kuberay --image REGISTRY/epim-nas --cluster-out /runs/mine
     """
-    from epim_nas.cluster.launch import Resources, kuberay, prepare, slurm
+    from epim_nas.launch import Resources, kuberay, prepare, slurm
 
     resources = Resources(nodes, cpus, gpus, memory, time, account, partition, image, claim, mount)
     job = prepare(run, out, set_ or [], resources, cluster_out)
@@ -105,7 +105,7 @@ def launch(
 
 
 def _launch_on_ray(job: object, address: str | None, submit: bool, wait: bool) -> None:
-    from epim_nas.cluster.launch import Job, ray_jobs
+    from epim_nas.launch import Job, ray_jobs
 
     assert isinstance(job, Job)
     file = ray_jobs.write(job)
@@ -140,8 +140,8 @@ def jobs(
     """
     from dataclasses import asdict
 
-    from epim_nas.cluster.launch import ray_jobs
     from epim_nas.errors import InputError
+    from epim_nas.launch import ray_jobs
 
     client = ray_jobs.JobClient(address)
     if job is None:
@@ -173,8 +173,8 @@ def jobs(
 
 def _end(state: object) -> None:
     """End as the job has ended."""
-    from epim_nas.cluster.launch.ray_jobs import JobState
     from epim_nas.errors import EpimError
+    from epim_nas.launch.ray_jobs import JobState
 
     assert isinstance(state, JobState)
     typer.echo(f"Job {state.name}: {state.status}")

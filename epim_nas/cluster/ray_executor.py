@@ -25,6 +25,8 @@ _QUIET = 60.0
 """Seconds between two messages that no worker is alive."""
 _LEAST_LIMIT, _TIMES_MEDIAN, _KNOWN = 60.0, 10.0, 5
 """An automatic limit: at least so many seconds, so many times the median of so many calls."""
+_SHORT_SECONDS = 1.0
+"""Calls with a smaller median are short."""
 _START_FAILURES = 5
 """So many workers in a row that cannot start mean that none can."""
 
@@ -101,6 +103,7 @@ class RayExecutor(Executor):
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, tuple[_Call, Any]] = {}
+        self._given: dict[Any, deque[Any]] = {}  # actor -> its calls' references, in order
         self._outcomes: deque[Outcome] = deque()
         self._hosts: dict[Any, str] = {}
         self._durations: dict[str, deque[float]] = {}
@@ -118,15 +121,25 @@ class RayExecutor(Executor):
 
     @property
     def capacity(self) -> int:
-        """Calls to have under way: one for every living worker, and some to follow at once."""
-        alive = len(self._idle) + len(self._busy)
-        return max(1, alive) + max(1, alive // 8)
+        """Calls to have under way: one for every living worker, and some to follow at once.
+
+        Where calls are short, every worker has its next one already: it would wait for the driver
+        otherwise. Where they are long, few follow: a proposal should know what was found before.
+        """
+        alive = len(self._idle) + len(self._given)
+        return max(1, alive) + (alive if self._short else max(1, alive // 8))
+
+    @property
+    def _short(self) -> bool:
+        """Whether calls take so little time that the driver's share of it counts."""
+        known = next(iter(self._durations.values()), ())
+        return bool(known) and statistics.median(known) < _SHORT_SECONDS
 
     @property
     def state(self) -> PoolState:
         """What the workers are doing."""
         return PoolState(
-            idle=len(self._idle), busy=len(self._busy), starting=len(self._starting),
+            idle=len(self._idle), busy=len(self._given), starting=len(self._starting),
             lost=self._lost, late=self._late,
         )  # fmt: skip
 
@@ -151,12 +164,10 @@ class RayExecutor(Executor):
 
     def close(self) -> None:
         """End the actors, and Ray where this executor started it."""
-        actors = [
-            *self._idle,
-            *self._starting.values(),
-            *(actor for _, actor in self._busy.values()),
-        ]
-        for container in (self._queue, self._idle, self._starting, self._busy, self._outcomes):
+        actors = [*self._idle, *self._starting.values(), *self._given]
+        for container in (
+            self._queue, self._idle, self._starting, self._busy, self._given, self._outcomes
+        ):  # fmt: skip
             container.clear()
         if self._ray.is_initialized():
             for actor in actors:
@@ -165,10 +176,30 @@ class RayExecutor(Executor):
                 self._ray.shutdown()
 
     def _start_calls(self) -> None:
-        while self._queue and self._idle:
-            call, actor = self._queue.popleft(), self._idle.popleft()
+        while self._queue and (actor := self._next_actor()) is not None:
+            call = self._queue.popleft()
             call.started, call.overdue = time.monotonic(), 0.0
-            self._busy[actor.call.remote(call.method, *call.args)] = (call, actor)
+            reference = actor.call.remote(call.method, *call.args)
+            self._busy[reference] = (call, actor)
+            self._given.setdefault(actor, deque()).append(reference)
+
+    def _next_actor(self) -> Any:
+        """An actor to give a call to: an idle one, else one that has only the call it is doing."""
+        if self._idle:
+            return self._idle.popleft()
+        if self._short:
+            return next((actor for actor, calls in self._given.items() if len(calls) == 1), None)
+        return None
+
+    def _done(self, actor: Any) -> None:
+        """An actor's first call is over; it goes on with its next one, or is idle."""
+        calls = self._given[actor]
+        calls.popleft()
+        if calls:
+            self._busy[calls[0]][0].started = time.monotonic()
+        else:
+            del self._given[actor]
+            self._idle.append(actor)
 
     def _advance(self, seconds: float) -> None:
         """Take in what happens within some seconds, at least one thing where one does."""
@@ -181,7 +212,7 @@ class RayExecutor(Executor):
         for reference in ready:
             if reference in self._starting:
                 self._join(reference)
-            else:
+            elif reference in self._busy:  # unless it was taken back from a lost worker just now
                 self._finish(reference)
         self._start_calls()
         if time.monotonic() - self._looked >= _HEARTBEAT:
@@ -197,22 +228,26 @@ class RayExecutor(Executor):
         except exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, InputError):
+                self._done(actor)
                 raise cause from None
-            self._idle.append(actor)
             self._outcomes.append(Outcome(call.key, error=one_line(cause), seconds=call.seconds))
+            self._done(actor)
         except exceptions.RayError as error:
             self._lose(call, actor, error)
         else:
-            self._idle.append(actor)
             self._durations.setdefault(call.method, deque(maxlen=100)).append(call.seconds)
             for level, line in lines:
                 log.log(level, "worker on %s: %s", self._hosts.get(actor, "?"), line)
             self._outcomes.append(Outcome(call.key, value, seconds=call.seconds))
+            self._done(actor)
 
     def _lose(self, call: _Call, actor: Any, error: BaseException) -> None:
         """The worker of a call is gone: another tries the call, unless it was tried too often."""
         reason = f"took longer than {call.overdue:.0f} s" if call.overdue else "its worker died"
         host = self._hosts.get(actor, "?")
+        for reference in reversed(self._given.pop(actor, ())):
+            if reference in self._busy:  # it had not begun, and is not to blame
+                self._queue.appendleft(self._busy.pop(reference)[0])
         self._lost += not call.overdue
         self._late += bool(call.overdue)
         self._restarted(actor)
@@ -252,13 +287,14 @@ class RayExecutor(Executor):
 
     def _look_after(self) -> None:
         """Stop what takes too long, add workers where there is room, say when there are none."""
-        for call, actor in self._busy.values():
+        for actor, calls in self._given.items():
+            call = self._busy[calls[0]][0]
             limit = self._limit(call.method)
             if not call.overdue and call.seconds > limit:
                 call.overdue = limit
                 self._ray.kill(actor, no_restart=False)
         self._grow()
-        if self._idle or self._busy:
+        if self._idle or self._given:
             self._quiet_since = time.monotonic()
         elif time.monotonic() - self._quiet_since > _QUIET:
             self._quiet_since = time.monotonic()
@@ -278,7 +314,7 @@ class RayExecutor(Executor):
         wanted = self._settings.workers
         if wanted == "auto":
             wanted = fitting(self._ray.nodes(), self._settings.cpus, self._settings.gpus)
-        for _ in range(wanted - len(self._idle) - len(self._busy) - len(self._starting)):
+        for _ in range(wanted - len(self._idle) - len(self._given) - len(self._starting)):
             self._add_actor()
 
     def _add_actor(self) -> None:

@@ -100,7 +100,7 @@ def test_capacity_has_a_call_for_every_worker(executor: Executor) -> None:
     while executor.capacity < workers and time.monotonic() < deadline:
         executor.submit("x", "pid")
         executor.wait()
-    assert workers <= executor.capacity <= workers + 1
+    assert workers <= executor.capacity <= 2 * workers
 
 
 def test_a_killed_ray_worker_comes_back(executor: Executor, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from epim_nas.cluster.executor import one_line
-from epim_nas.cluster.launch.job import Job
 from epim_nas.errors import EpimError, InputError, missing_extra
 from epim_nas.files import write_text
+from epim_nas.launch.job import Job
 from epim_nas.pipeline.folder import LAUNCH
 
 _SECONDS = 5.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Slurm, missing
+from tests.launch.slurm import Slurm, missing
 from tests.pipeline.command import PROGRAM, ROOT, study_of
 from tests.pipeline.tiny import write_run
 from tests.study.kills import stored

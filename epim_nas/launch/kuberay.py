@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from epim_nas.cluster.launch.job import Job
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_text
+from epim_nas.launch.job import Job
 
 _JOB_MOUNT = "/epim-nas"
 """Where the run file and the user's modules are mounted."""

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from string import Template
 
-from epim_nas.cluster.launch.job import Job
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_text
+from epim_nas.launch.job import Job
 
 _SCRIPT = Template("""#!/bin/bash
 # Written by `epim-nas launch --on slurm`; read and change it. Send it with: sbatch $script

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from epim_nas import InputError
-from epim_nas.cluster.launch import Resources, prepare
+from epim_nas.launch import Resources, prepare
 from epim_nas.pipeline.folder import RunFolder
 from tests.cluster.machines import Cluster
 from tests.pipeline.command import PROGRAM, ROOT, study_of
