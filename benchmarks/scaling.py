@@ -234,7 +234,7 @@ def storage(trials: int) -> None:
         path = search.folder.path / "study.journal"
         objectives = search.setup.config.objectives
         store = TrialStore(path, objectives, search.space, {})
-        baseline = Baseline("net", 0.9, 0.9, search.setup.dense_totals())
+        baseline = Baseline(0.9, 0.9, search.setup.dense_totals(), "made up")
         rng = np.random.default_rng(0)
         sizes = [len(group) for group in search.space.groups]
         boards = search.folder.tensorboard

@@ -176,25 +176,31 @@ class RayExecutor(Executor):
                 self._ray.shutdown()
 
     def _start_calls(self) -> None:
-        while self._queue and (actor := self._next_actor()) is not None:
+        while self._queue and (actor := self._next_actor(self._queue[0])) is not None:
             call = self._queue.popleft()
             call.started, call.overdue = time.monotonic(), 0.0
             reference = actor.call.remote(call.method, *call.args)
             self._busy[reference] = (call, actor)
             self._given.setdefault(actor, deque()).append(reference)
 
-    def _next_actor(self) -> Any:
-        """An actor to give a call to: an idle one, else one that has only the call it is doing."""
+    def _next_actor(self, call: _Call) -> Any:
+        """An actor to give a call to: an idle one, else one that has only the call it is doing.
+
+        A call that has lost a worker gets one of its own, so that no other is blamed for it.
+        """
         if self._idle:
             return self._idle.popleft()
-        if self._short:
-            return next((actor for actor, calls in self._given.items() if len(calls) == 1), None)
+        if not self._short or call.losses:
+            return None
+        for actor, calls in self._given.items():
+            if len(calls) == 1 and not self._busy[calls[0]][0].losses:
+                return actor
         return None
 
-    def _done(self, actor: Any) -> None:
-        """An actor's first call is over; it goes on with its next one, or is idle."""
+    def _done(self, actor: Any, reference: Any) -> None:
+        """A call of an actor is over; it goes on with its next one, or is idle."""
         calls = self._given[actor]
-        calls.popleft()
+        calls.remove(reference)  # of two that are ready at once, either may be seen first
         if calls:
             self._busy[calls[0]][0].started = time.monotonic()
         else:
@@ -228,10 +234,10 @@ class RayExecutor(Executor):
         except exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, InputError):
-                self._done(actor)
+                self._done(actor, reference)
                 raise cause from None
             self._outcomes.append(Outcome(call.key, error=one_line(cause), seconds=call.seconds))
-            self._done(actor)
+            self._done(actor, reference)
         except exceptions.RayError as error:
             self._lose(call, actor, error)
         else:
@@ -239,7 +245,7 @@ class RayExecutor(Executor):
             for level, line in lines:
                 log.log(level, "worker on %s: %s", self._hosts.get(actor, "?"), line)
             self._outcomes.append(Outcome(call.key, value, seconds=call.seconds))
-            self._done(actor)
+            self._done(actor, reference)
 
     def _lose(self, call: _Call, actor: Any, error: BaseException) -> None:
         """The worker of a call is gone: another tries the call, unless it was tried too often."""

@@ -44,6 +44,7 @@ from epim_nas.report.workers import WorkersWriter
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import RunResult, TrialRecord
+from epim_nas.study.storage import open_url
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
         raise _with_nearest(error, setup, folder) from None
     _describe(setup, space, folder)
 
+    if config.search.storage is not None:
+        open_url(config.search.storage)  # a wrong one should not show after the baseline
     take_over(config, folder)
     baseline = prepare_baseline(setup, folder, reporter)
     log.info(

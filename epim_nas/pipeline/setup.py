@@ -31,6 +31,7 @@ from epim_nas.pipeline.config import RunConfig
 from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.resolve import resolve_space
 from epim_nas.space.space import SearchSpace
+from epim_nas.study.metrics import METRICS, metric_of
 from epim_nas.supernet.evaluation import resolve_device
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,14 @@ class Setup:
         space_config = self.config.space
         if not isinstance(space_config, SpaceConfig):
             space_config = load_space_config(space_config, "space")
-        return resolve_space(space_config, self.cost).space
+        return resolve_space(space_config, self.cost, self._judged_by).space
+
+    @property
+    def _judged_by(self) -> list[str]:
+        """Additive metrics that the run bounds or optimises: no choice may be lost in them."""
+        budget = self.config.budget.model_dump(exclude_none=True)
+        names = [*budget, *(metric_of(objective) for objective in self.config.objectives)]
+        return [part for name in names if name in METRICS for part in METRICS[name].additive]
 
     @cached_property
     def quantization(self) -> Quantization | QuantizationRule:

@@ -266,7 +266,7 @@ def first_designs(
     images = [to_device(x, device) for x, _ in batches]
     relaxation = Relaxation(supernet, teacher.to(device), images, setup.config.precision)
     with timed(folder, "gradient"), reporter.stage("Gradient", search.gradient_steps) as advance:
-        return gradient_rows(
+        rows = gradient_rows(
             problem,
             search.trials,
             relaxation,
@@ -275,6 +275,12 @@ def first_designs(
             checkpoint=folder.checkpoints / "gradient.state",
             progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
         )
+    if len(rows) < search.trials:
+        log.info(
+            "the descent gave %d different designs for %d trials; more search.gradient_steps give "
+            "more", len(rows), search.trials,
+        )  # fmt: skip
+    return rows
 
 
 def make_scorer(setup: Setup, supernet: Supernet, teacher: nn.Module) -> Scorer:

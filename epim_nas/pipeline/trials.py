@@ -60,26 +60,27 @@ def run_trials(
     config = setup.config
     strategy = find_strategy(config.search.strategy)
     target = config.search.trials
-    if not strategy.proposes:
-        target = min(target, len(seeds))
     study = optuna.create_study(
         directions=list(store.study.directions),
         sampler=strategy.make(problem, config.seed, _options(config.search)),
     )
     _replay(study, store, problem, seeds)
+    firsts = set(seeds)
     scored = {row_of(trial.params, problem) for trial in store.trials()}
     in_flight: dict[int, tuple[optuna.Trial, Pending]] = {}
     failures = repeats = 0
     done = len(store.trials())
+    if not strategy.proposes:  # as many as are left of its designs, also where there are more now
+        target = done + len(firsts - scored)
     with reporter.stage("Search", target, min(done, target)) as advance:
         while done < target:
             while len(in_flight) < executor.capacity and done + len(in_flight) < target:
                 trial = study.ask(distributions(problem))
                 state = _sampler_state(study, trial.number)
-                if trial.number < len(seeds):
-                    state[HOW_ATTRIBUTE] = f"{strategy.first} design"
-                exact = trial.number < len(seeds) and strategy.first == "exact"
                 row = row_of(trial.params, problem)
+                if row in firsts:
+                    state[HOW_ATTRIBUTE] = f"{strategy.first} design"
+                exact = row in firsts and strategy.first == "exact"
                 origin: Origin = "seed" if exact else "search"
                 pending = Pending(trial.number, row, origin, state)
                 if pending.row in scored:
@@ -181,8 +182,11 @@ def _replay(
             )
         else:  # it proposed a known design: nothing was stored, but its number is taken
             study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
-    for row in seeds[len(study.get_trials(deepcopy=False)) :]:
-        study.enqueue_trial(params_of(row, problem))
+    known = {row_of(trial.params, problem) for trial in stored.values()}
+    known |= {pending.row for pending in waiting.values()}
+    for row in seeds:
+        if row not in known:
+            study.enqueue_trial(params_of(row, problem))
 
 
 def _sampler_state(study: optuna.Study, number: int) -> dict[str, Any]:

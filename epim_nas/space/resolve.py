@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from epim_nas.hardware import CostModel
@@ -34,8 +35,15 @@ class ResolvedSpace:
         }
 
 
-def resolve_space(config: SpaceConfig, cost: CostModel) -> ResolvedSpace:
+def resolve_space(
+    config: SpaceConfig, cost: CostModel, also: Collection[str] = ()
+) -> ResolvedSpace:
     """The search space of the cost model's network on its chip.
+
+    Args:
+        config: the space.
+        cost: the cost model.
+        also: additive metrics in which a choice has to be beaten as well to be dropped.
 
     Raises:
         InputError: the space does not fit the network or the chip.
@@ -43,7 +51,8 @@ def resolve_space(config: SpaceConfig, cost: CostModel) -> ResolvedSpace:
     offered = SearchSpace.build(config, cost.network, cost.chip)
     table = cost.table(offered.layer_choices)
     if config.drop_dominated:
-        costs = {name: table.by_layer(name) for name in _METRICS}
+        names = dict.fromkeys((*_METRICS, *also))
+        costs = {name: table.by_layer(name) for name in names}
         return ResolvedSpace(offered, offered.without_dominated(costs))
     crossbars = offered.group_sums(table.by_layer("crossbars"))
     order = [list(column.argsort(kind="stable")) for column in crossbars]

@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from epim_nas.errors import EpimError
-from epim_nas.study.knapsack import FloatArray, IntArray, Knapsack, Solution
+from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray, Knapsack, Solution
 
 Scores = Sequence[FloatArray | IntArray]
 """Per group one number for each choice."""
 
 _TOLERANCE = 1e-9
 """Relative gap below which a solution counts as optimal."""
+_MOST_CELLS = 2**24
+"""Larger tables (a budget of bits, say) take longer than an integer program."""
 _ROUNDING = 1e-9
 """An excess below this share of a limit is rounding."""
 _SLACK = 2e-6
@@ -73,9 +75,23 @@ class Limit:
         )
 
     @cached_property
+    def unit(self) -> int:
+        """The greatest whole number of which all costs are multiples."""
+        return int(np.gcd.reduce(np.concatenate(self.scores).astype(np.int64))) or 1
+
+    @cached_property
     def weights(self) -> list[IntArray]:
-        """The costs as whole numbers."""
-        return [np.asarray(score, dtype=np.int64) for score in self.scores]
+        """The costs as whole numbers, in units."""
+        return [np.asarray(score, dtype=np.int64) // self.unit for score in self.scores]
+
+    @cached_property
+    def tabular(self) -> bool:
+        """Whether dynamic programming solves it: whole costs, and a table that is not too large."""
+        if not self.whole:
+            return False
+        heaviest = sum(float(np.max(score)) for score in self.scores)
+        cells = len(self.scores) * max(0.0, min(self.bound, heaviest)) / self.unit
+        return cells <= _MOST_CELLS
 
     def excess(self, row: Sequence[int]) -> float:
         """A row's cost minus the bound; at most 0 where the limit is kept."""
@@ -146,7 +162,7 @@ def minimise(losses: Sequence[FloatArray], limits: Sequence[Limit], seconds: flo
         if not np.isfinite(loss):
             raise Unreachable("a group has no choice that may be taken")
         return Exact(row, loss, Certificate(loss, loss, "each group's best choice"))
-    if len(limits) == 1 and limits[0].whole:
+    if len(limits) == 1 and limits[0].tabular:
         return _certified(_knapsack(losses, limits[0]).solve())
     return _integer_program(losses, limits, seconds)
 
@@ -157,7 +173,11 @@ def front(losses: Sequence[FloatArray], limit: Limit) -> list[Exact]:
 
 
 def _knapsack(losses: Sequence[FloatArray], limit: Limit) -> Knapsack:
-    return Knapsack(losses, limit.weights, int(min(limit.bound, np.iinfo(np.int64).max // 2)))
+    most = int(min(limit.bound, np.iinfo(np.int64).max // 2))
+    try:
+        return Knapsack(losses, limit.weights, most // limit.unit)
+    except Infeasible as error:
+        raise Infeasible(error.least * limit.unit, most) from None
 
 
 def _certified(solution: Solution) -> Exact:

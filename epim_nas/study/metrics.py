@@ -28,6 +28,7 @@ class Metric:
         factors: metrics that it is the product of. As an objective their additive costs stand for
             it: the logarithm of a product is concave in its factors, so the least product is a
             corner of their convex hull, where some weighted sum of them is least.
+        reciprocal_of: additive metric that it is best in where that one is least.
         exact: whether the additive metric is the metric itself, in every design.
         limitable: whether a budget may bound it from above.
     """
@@ -38,6 +39,7 @@ class Metric:
     measured: bool = False
     additive: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    reciprocal_of: str = ""
     exact: bool = False
     limitable: bool = False
 
@@ -86,7 +88,12 @@ METRICS: dict[str, Metric] = {
             limitable=True,
         ),
         Metric("utilization", "cells that hold a weight / cells", maximise=True),
-        Metric("compression", "dense 32-bit crossbars / crossbars", maximise=True),
+        Metric(
+            "compression",
+            "dense 32-bit crossbars / crossbars",
+            maximise=True,
+            reciprocal_of="crossbars",
+        ),
         Metric("shape_compression", "the part of it from shapes", maximise=True),
         Metric("bits_compression", "the part of it from bits", maximise=True),
     )
@@ -94,8 +101,9 @@ METRICS: dict[str, Metric] = {
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The factors of a metric that is a product, else the metric itself."""
-    return METRICS[name].factors or (name,)
+    """Metrics whose additive costs stand for one: factors, a reciprocal, or the metric itself."""
+    metric = METRICS[name]
+    return metric.factors or ((metric.reciprocal_of,) if metric.reciprocal_of else (name,))
 
 
 LIMITABLE = tuple(metric.name for metric in METRICS.values() if metric.limitable)

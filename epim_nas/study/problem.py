@@ -85,7 +85,7 @@ class SearchProblem:
             sign = 1.0 if is_maximised(objective) == METRICS[name].maximise else -1.0
             for part in parts_of(name):
                 if part in self.costs:
-                    key = objective if part == name else part
+                    key = part if METRICS[name].factors else objective
                     scores = [sign * np.asarray(s, dtype=float) for s in self.costs[part]]
                     found.setdefault(key, scores)
         return found
@@ -106,9 +106,9 @@ class SearchProblem:
 
     @cached_property
     def is_knapsack(self) -> bool:
-        """Whether dynamic programming is exact: one additive limit, of whole numbers."""
+        """Whether dynamic programming does: one additive limit, of not too large whole numbers."""
         limits = list(self.solver_limits.values())
-        return len(limits) == 1 and limits[0].whole
+        return len(limits) == 1 and limits[0].tabular
 
     def slowest(self, row: Sequence[int]) -> float:
         """Time (ns) of the slowest layer of a row; infinite where times are not known."""
@@ -196,13 +196,19 @@ class SearchProblem:
             Infeasible: no row keeps the one limit that there is.
             Unreachable: no row keeps all limits.
         """
-        solution, kept = self._solve_tightened(losses, cap)
-        if kept:
-            return solution
+        bound = -np.inf
+        try:
+            solution, kept = self._solve_tightened(losses, cap)
+            if kept:
+                return solution
+            bound = solution.certificate.bound
+        except (Infeasible, Unreachable):
+            if not self.modelled or np.isfinite(cap):
+                raise  # else it may be the stand-ins alone that nothing keeps
         if np.isfinite(cap):
             raise Unreachable("no row was found that keeps all limits and the cap")
         loss = self.total(losses, self.roomiest)
-        bound = min(loss, solution.certificate.bound)
+        bound = min(loss, bound)
         return Exact(self.roomiest, loss, Certificate(loss, bound, "the roomiest design"))
 
     @cached_property
@@ -218,8 +224,22 @@ class SearchProblem:
             size = abs(limit.bound) or 1.0
             parts = [np.asarray(score, dtype=float) / size for score in limit.scores]
             losses = [loss + part for loss, part in zip(losses, parts, strict=True)]
-        solution, kept = self._solve_tightened(losses, np.inf)
-        return solution.row if kept else self._descended(solution.row)
+        limits = list(self.additive_limits.values())
+        starts = [tuple(int(np.argmin(score)) for score in limit.scores) for limit in limits]
+        try:
+            solution, kept = self._solve_tightened(losses, np.inf)
+            if kept:
+                return solution.row
+            starts.insert(0, solution.row)
+        except (Infeasible, Unreachable):
+            if not self.modelled:
+                raise
+        for start in starts:
+            try:
+                return self._descended(start)
+            except Unreachable:
+                continue
+        raise Unreachable("no row was found that keeps all limits")
 
     def _descended(self, row: Row) -> Row:
         """A row that keeps every real limit, by always changing the group that helps most.
@@ -345,6 +365,8 @@ class SearchProblem:
         if self.slowest(row) <= cap and all(limit.excess(row) <= 0 for limit in limits.values()):
             return row
         changed = self.capped(self._change_losses(row), cap)
+        if not all(np.isfinite(loss).any() for loss in changed):
+            raise Unreachable("a layer has no choice as fast as the cap")
         if len(limits) > 1 or not self.is_knapsack:
             allowed = self.capped(self.sensitivity, cap)
             start = tuple(int(np.argmin(loss)) for loss in changed)  # as it is, where it may be

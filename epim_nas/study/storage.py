@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+import urllib.parse
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ _FIRST_PAUSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_MARK = "variable"
 
 
 class StorageDown(EpimError):
@@ -43,12 +45,15 @@ def check_url(url: str) -> str:
 
     example = "such as postgresql+psycopg://user:${PGPASSWORD}@host/database"
     try:
-        parsed = make_url(_VARIABLE.sub("variable", url))
+        make_url(_VARIABLE.sub(_MARK, url))
     except ArgumentError:
         raise InputError(
             "search.storage", "is not the URL of a storage", f"a database URL {example}"
         ) from None
-    if parsed.password and not _VARIABLE.search(url):
+    # Parsed with a mark in place of each variable: a password has to be such a mark and no more.
+    marked = make_url(_VARIABLE.sub(_MARK, url))
+    secrets = [marked.password, *(marked.query.get(key) for key in ("password", "passwd"))]
+    if any(secret and secret != _MARK for secret in secrets):
         raise InputError(
             "search.storage",
             "holds a password, which would be stored with the results",
@@ -71,7 +76,9 @@ def expanded(url: str) -> str:
                 f"the environment variable `{match[1]}` is not set",
                 hint=f"Type `export {match[1]}=...` first.",
             )
-        return os.environ[match[1]]
+        if url == match[0]:  # the whole URL
+            return os.environ[match[1]]
+        return urllib.parse.quote(os.environ[match[1]], safe="")
 
     return _VARIABLE.sub(value, url)
 
@@ -105,7 +112,8 @@ def open_url(url: str) -> BaseStorage:
         raise InputError(
             "search.storage",
             f"`{url}` does not answer ({_reason(error)})",
-            hint="Check that the server runs, that the database exists, and its user's password.",
+            hint="Check that the server runs, that the database exists, that no other process has "
+            "locked it, and its user's password.",
         ) from None
     except (ArgumentError, SQLAlchemyError) as error:
         raise InputError("search.storage", f"`{url}`: {_reason(error)}") from None
@@ -117,20 +125,28 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def repair_journal(path: Path) -> None:
-    """Cut a torn last line, which a killed writer can leave, so that the journal is writable."""
+    """Make a killed writer's journal writable: cut a torn last line, remove its lock."""
+    cut_torn_line(path)
+    for lock in path.parent.glob(f"{path.name}.lock*"):
+        # The run folder is locked by this process, so a journal lock is a dead driver's.
+        lock.unlink(missing_ok=True)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut a last line without an end, which a kill or a full disk leaves.
+
+    What is written after it would be a part of it, and the journal unreadable.
+    """
     if not path.exists():
         return
     with open(path, "rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
         if end < len(content):
-            log.warning("%s: the last line was torn by a crash; cut it", path)
+            log.warning("%s: the last line is torn; cut it", path)
             file.truncate(end)
             file.flush()
             os.fsync(file.fileno())
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        # The run folder is locked by this process, so a journal lock is a dead driver's.
-        lock.unlink(missing_ok=True)
 
 
 def patiently(action: Callable[[], T], what: str) -> T:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -27,6 +28,7 @@ from epim_nas.study.metrics import maximised, metric_of
 from epim_nas.study.results import Finalist, TrialRecord
 from epim_nas.study.storage import (
     StorageDown,
+    cut_torn_line,
     open_journal,
     open_url,
     patiently,
@@ -97,6 +99,7 @@ class TrialStore:
     ) -> None:
         self.path = path
         self.place = f"the storage {storage}" if storage else str(path)
+        self._journal = storage is None
         self.objectives = tuple(objectives)
         self._space = space
         self._unsaved_file = path.with_name("unsaved.json")
@@ -112,16 +115,9 @@ class TrialStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if storage is None:
                 repair_journal(self.path)
-        opened = open_journal(self.path) if storage is None else open_url(storage)
         try:
-            if read_only:
-                return optuna.load_study(study_name=name, storage=opened)
-            return optuna.create_study(
-                study_name=name,
-                storage=opened,
-                directions=[DIRECTIONS[more] for more in maximised(self.objectives)],
-                load_if_exists=True,
-            )
+            opened = open_journal(self.path) if storage is None else open_url(storage)
+            return patiently(lambda: self._study_of(opened, name, read_only), self.place)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             if storage is not None:
                 raise InputError(
@@ -135,8 +131,18 @@ class TrialStore:
                 hint="Move the file away, or give another run folder.",
             ) from None
 
+    def _study_of(self, opened: BaseStorage, name: str, read_only: bool) -> optuna.Study:
+        if read_only:
+            return optuna.load_study(study_name=name, storage=opened)
+        return optuna.create_study(
+            study_name=name,
+            storage=opened,
+            directions=[DIRECTIONS[more] for more in maximised(self.objectives)],
+            load_if_exists=True,
+        )
+
     def _check_settings(self, settings: dict[str, Any], read_only: bool) -> None:
-        stored = self.study.user_attrs.get("settings")
+        stored = patiently(lambda: self.study.user_attrs, self.place).get("settings")
         if stored is None and read_only:
             return  # the driver has not noted them yet, and a reader does not know them all
         if stored is None:
@@ -152,8 +158,12 @@ class TrialStore:
             )
 
     def trials(self) -> list[FrozenTrial]:
-        """The stored trials in order."""
-        return self.study.get_trials(deepcopy=False)
+        """The stored trials in order.
+
+        Raises:
+            StorageDown: the storage does not answer.
+        """
+        return patiently(lambda: self.study.get_trials(deepcopy=False), self.place)
 
     def records(self) -> list[TrialRecord]:
         """The completed trials with their designs."""
@@ -225,6 +235,8 @@ class TrialStore:
 
         def store() -> FrozenTrial:
             nonlocal tried
+            if tried and self._journal:
+                cut_torn_line(self.path)  # of the attempt before, on a disk that was full
             # An answer may have been lost after the trial was stored.
             if not (tried and self._is_stored(finished.pending.asked)):
                 tried = True

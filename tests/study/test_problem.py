@@ -194,3 +194,43 @@ def test_objectives_of_either_direction_have_costs_that_fall_as_they_get_better(
     assert set(costs) == {"compression", "max energy_nj"}
     assert costs["compression"][0] == pytest.approx(problem.crossbars[0])
     assert costs["max energy_nj"][0] == pytest.approx(-problem.costs["energy_nj"][0])
+
+
+def test_compression_is_traded_like_crossbars() -> None:
+    base = make_problem(groups=4, choices=5, slack=20)
+    by_crossbars = replace(base, objectives=("accuracy", "crossbars"))
+    by_compression = replace(base, objectives=("accuracy", "compression"))
+    assert by_compression.objective_costs["compression"][0] == pytest.approx(base.crossbars[0])
+    rows = [seed.row for seed in exact_seeds(by_crossbars, 6)]
+    assert len(rows) > 1
+    assert [seed.row for seed in exact_seeds(by_compression, 6)] == rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tight_budgets_near_the_fastest_designs_are_kept(seed: int) -> None:
+    problem = make_pipelined(groups=4, choices=5, seed=seed)
+    assert problem.model is not None
+    fastest = problem.model(np.array([problem.fastest()]))
+    limits = {name: float(values[0]) * 1.02 for name, values in fastest.items()}
+    problem = replace(problem, limits=limits)
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        assert problem.is_feasible(problem.repair(rng.integers(0, 5, size=4)))
+
+
+def test_a_large_budget_of_bits_is_solved_without_a_table_of_its_size() -> None:
+    base = make_problem(groups=4, choices=5, slack=20)
+    bits = [1_000_003 * np.asarray(weights) + 7 for weights in base.crossbars]
+    bound = sum(int(weights.min()) for weights in bits) + 20_000_000
+    problem = replace(base, costs={**base.costs, "weight_bits": bits},
+                      limits={"weight_bits": bound})  # fmt: skip
+    assert not problem.is_knapsack
+    every = [r for r in itertools.product(range(5), repeat=4) if problem.is_feasible(r)]
+    best = min(problem.total(problem.sensitivity, row) for row in every)
+    assert problem.solve(problem.sensitivity).loss == pytest.approx(best)
+    # Costs in steps of a thousand make a table again, and the same solution.
+    stepped = replace(problem, costs={**base.costs, "weight_bits": [
+        1_000_000 * np.asarray(weights) for weights in base.crossbars]},
+        limits={"weight_bits": 1_000_000 * base.limits["crossbars"]})  # fmt: skip
+    assert stepped.is_knapsack
+    assert stepped.solve(base.sensitivity).row == base.solve(base.sensitivity).row

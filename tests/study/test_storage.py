@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from epim_nas import InputError
 from epim_nas.study import storage
@@ -31,6 +34,9 @@ def test_urls_that_a_run_file_may_hold(url: str) -> None:
     ("url", "words"),
     [
         ("postgresql://user:hunter2@host/database", "holds a password"),
+        ("postgresql://${USER}:hunter2@host/database", "holds a password"),
+        ("postgresql://user:hunter2${SECRET}@host/database", "holds a password"),
+        ("postgresql://user@host/database?password=hunter2", "holds a password"),
         ("trials.db", "is not the URL"),
         ("", "is not the URL"),
     ],
@@ -47,6 +53,9 @@ def test_variables_are_put_in_and_must_be_set(monkeypatch: pytest.MonkeyPatch) -
         expanded(url)
     monkeypatch.setenv("EPIM_TEST_SECRET", "hunter2")
     assert expanded(url) == "postgresql://user:hunter2@host/database"
+    monkeypatch.setenv("EPIM_TEST_SECRET", "p@ss/wo:rd")
+    assert make_url(expanded(url)).password == "p@ss/wo:rd"
+    assert make_url(expanded(url)).host == "host"
 
 
 def test_a_secret_is_not_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +124,38 @@ def test_sqlite_keeps_trials(problem: SearchProblem, tmp_path: Path) -> None:
     (record,) = opened(read_only=True).records()
     assert record.metrics == {"accuracy": 0.5}
     assert record.feasible
+
+
+def test_a_disk_that_is_full_for_a_moment_tears_no_line(
+    tmp_path: Path, problem: SearchProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt that fails leaves half a line; the next one must not be written behind it."""
+    store = TrialStore(tmp_path / "study.journal", problem.objectives, problem.space, {})
+    rows = [problem.repair([choice] * 8) for choice in (9, 8, 7)]
+    metrics = {"accuracy": 0.5, "latency_ns": 1.0, "energy_nj": 1.0}
+
+    def add(number: int) -> None:
+        pending = Pending(number, rows[number], "search", {})
+        store.begin(pending)
+        store.add(pending, metrics, constraints={}, finished_at=0.0, seconds=0.0)
+
+    add(0)
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = (tmp_path / "study.journal").stat().st_size
+
+    def recovered(seconds: float) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+
+    monkeypatch.setattr(storage.time, "sleep", recovered)
+    pending = Pending(1, rows[1], "search", {})
+    store.begin(pending)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 500, kept[1]))
+        store.add(pending, metrics, constraints={}, finished_at=0.0, seconds=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, handler)
+    add(2)
+    again = TrialStore(tmp_path / "study.journal", problem.objectives, problem.space, {})
+    assert [trial.user_attrs["asked"] for trial in again.trials()] == [0, 1, 2]
