@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +39,14 @@ def search(
     from epim_nas.pipeline.driver import resolve_run
     from epim_nas.pipeline.driver import search as run_search
     from epim_nas.pipeline.folder import RunFolder
-    from epim_nas.pipeline.progress import log_to_file
+    from epim_nas.pipeline.progress import interrupt_on_signals, log_to_file
     from epim_nas.pipeline.results import best_number, relative
     from epim_nas.report.tables import rich_table
 
     config, folder_path = resolve_run(run, out, set_)
     folder = RunFolder(folder_path)
-    # A scheduler that takes the machine away sends this: save and end as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A scheduler that takes the machine away sends SIGTERM: save and end as after Ctrl-C.
+    interrupt_on_signals()
     with log_to_file(folder.log):
         result = run_search(config, folder_path)
     console = Console()

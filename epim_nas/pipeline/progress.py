@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +27,33 @@ Advance = Callable[[int, str], None]
 
 _QUIET_SECONDS = 15.0
 """Seconds between lines where there is no terminal."""
+
+
+_interrupted = False
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGINT and SIGTERM interrupt this process, also where the first attempt is lost.
+
+    An exception that a signal raises in the middle of an import can come out as an ImportError,
+    which whoever imports something optional takes for its absence. The next step of a stage
+    therefore looks again.
+    """
+    global _interrupted
+    _interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        global _interrupted
+        _interrupted = True
+        raise KeyboardInterrupt
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, interrupt)
+
+
+def _check_interrupted() -> None:
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 class Reporter:
@@ -59,6 +88,7 @@ class Reporter:
             task = progress.add_task(title, total=total, completed=done, text="")
 
             def advance(finished: int, text: str = "") -> None:
+                _check_interrupted()
                 progress.update(task, completed=finished, text=text)
 
             yield advance
@@ -69,6 +99,7 @@ class Reporter:
 
         def advance(finished: int, text: str = "") -> None:
             nonlocal last
+            _check_interrupted()
             now = time.monotonic()
             if now - last >= _QUIET_SECONDS and finished < total:
                 last = now
