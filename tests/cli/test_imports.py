@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import typer
@@ -107,3 +109,16 @@ def test_presets_json_names_what_there_is(capsys: pytest.CaptureFixture[str]) ->
     assert {"run files", "search spaces", "chips", "networks", "data sets"} <= set(entries)
     assert "demo" in entries["run files"]
     assert "xbar_64" in entries["chips"]
+
+
+def test_every_package_is_installed() -> None:
+    """An editable install finds them all; a plain one only those that are listed."""
+    root = Path(__file__).parents[2]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    present = {
+        str(path.parent.relative_to(root)).replace("/", ".")
+        for path in (root / "epim_nas").rglob("__init__.py")
+    }
+    assert present <= listed
