@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from epim_nas.cli.output import print_json
 from epim_nas.cli.run import RunFile, Set
+
+if TYPE_CHECKING:
+    from epim_nas.launch import Job
+    from epim_nas.launch.ray_jobs import JobState
 
 
 class Cluster(str, Enum):
@@ -100,14 +104,12 @@ def launch(
     if submit:
         typer.echo(launcher.submit(file))
     else:
-        command = "sbatch" if on is Cluster.slurm else "kubectl apply -f"
-        typer.echo(f"Send it with:\n  {command} {file}")
+        typer.echo(f"Send it with:\n  {' '.join(launcher.SEND)} {file}")
 
 
-def _launch_on_ray(job: object, address: str | None, submit: bool, wait: bool) -> None:
-    from epim_nas.launch import Job, ray_jobs
+def _launch_on_ray(job: Job, address: str | None, submit: bool, wait: bool) -> None:
+    from epim_nas.launch import ray_jobs
 
-    assert isinstance(job, Job)
     file = ray_jobs.write(job)
     typer.echo(f"Wrote {file} and what is beside it")
     if not submit:
@@ -171,12 +173,10 @@ def jobs(
     Console().print(table)
 
 
-def _end(state: object) -> None:
+def _end(state: JobState) -> None:
     """End as the job has ended."""
     from epim_nas.errors import EpimError
-    from epim_nas.launch.ray_jobs import JobState
 
-    assert isinstance(state, JobState)
     typer.echo(f"Job {state.name}: {state.status}")
     if state.status != "SUCCEEDED":
         reason = state.message.splitlines()[0] if state.message else state.status

@@ -64,7 +64,7 @@ class WorkerActor:
 
 
 class _Collector(logging.Handler):
-    """Keeps lines for the driver; a flood of them loses its middle."""
+    """Keeps lines for the driver; a flood of them loses its end."""
 
     _MOST = 100
 

@@ -96,28 +96,41 @@ def _check_port(address: str) -> None:
             "`ray start --head` prints it. To submit a job to a dashboard (http://...), use "
             "`epim-nas launch --on ray`.",
         )
-    try:
-        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
-    except OSError as error:
+    refused = refusal(host, int(port))
+    if refused:
         raise InputError(
             _FIELD,
-            f"no Ray cluster answers at {address} ({one_line(error)})",
+            f"no Ray cluster answers at {address} ({refused})",
             hint="Check the address and that the head runs (`ray status`), or leave it out, and "
             "RAY_ADDRESS unset, to use this machine.",
-        ) from None
+        )
+
+
+def refusal(host: str, port: int) -> str:
+    """Why nothing answers at an address, in one line; empty where something does."""
+    try:
+        socket.create_connection((host, port), timeout=_SECONDS).close()
+    except OSError as error:
+        return one_line(error)
+    return ""
+
+
+def wrong_token(address: str | None) -> InputError:
+    """The error of a client whose token is missing or wrong."""
+    return InputError(
+        "RAY_AUTH_TOKEN",
+        f"the Ray cluster at {address} asks for a token, and this one is missing or wrong",
+        "the token of the cluster",
+        "Copy ~/.ray/auth_token from its head, or name the file in RAY_AUTH_TOKEN_PATH, and "
+        "set RAY_AUTH_MODE=token.",
+    )
 
 
 def _explained(ray: Any, address: str | None, error: Exception) -> InputError:
     """The user's error behind one of Ray's."""
     text = one_line(error)
     if isinstance(error, getattr(ray.exceptions, "AuthenticationError", ())):
-        return InputError(
-            "RAY_AUTH_TOKEN",
-            f"the Ray cluster at {address} asks for a token, and this one is missing or wrong",
-            "the token of the cluster",
-            "Copy ~/.ray/auth_token from its head, or name the file in RAY_AUTH_TOKEN_PATH, and "
-            "set RAY_AUTH_MODE=token.",
-        )
+        return wrong_token(address)
     if "ersion mismatch" in str(error):
         return InputError(
             _FIELD,

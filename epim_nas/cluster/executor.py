@@ -134,3 +134,12 @@ def one_line(error: BaseException) -> str:
     """An exception as one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1] if text else ''}".rstrip(": ")
+
+
+def input_error_in(error: BaseException | None) -> InputError | None:
+    """The user's error inside of those that Ray wraps around what a worker raises, if any."""
+    while error is not None and not isinstance(error, InputError):
+        inner = [getattr(error, "cause", None), error.__cause__]
+        inner += getattr(error, "worker_failures", {}).values()
+        error = next((e for e in inner if isinstance(e, BaseException) and e is not error), None)
+    return error

@@ -27,6 +27,8 @@ _LEAST_LIMIT, _TIMES_MEDIAN, _KNOWN = 60.0, 10.0, 5
 """An automatic limit: at least so many seconds, so many times the median of so many calls."""
 _SHORT_SECONDS = 1.0
 """Calls with a smaller median are short."""
+_GROWING_SECONDS = 120.0
+"""Who waits so long for the first worker expects the cluster to grow."""
 _START_FAILURES = 5
 """So many workers in a row that cannot start mean that none can."""
 
@@ -52,6 +54,11 @@ class PoolSettings:
     timeout_s: float | Literal["auto"] | None = "auto"
     retries: int = 2
     wait_s: float = 60.0
+
+    @property
+    def cores(self) -> float:
+        """CPU cores that a Ray on this machine has to offer at least."""
+        return self.cpus * (1 if self.workers == "auto" else self.workers)
 
 
 @dataclass
@@ -91,9 +98,8 @@ class RayExecutor(Executor):
     def __init__(
         self, factory: Factory, settings: PoolSettings | None = None, address: str | None = None
     ) -> None:
-        self._settings = settings = settings or PoolSettings()
-        cores = settings.cpus * (1 if settings.workers == "auto" else settings.workers)
-        self._ray, self._mine = connect(address, "the Ray executor", cores)
+        self._settings = settings or PoolSettings()
+        self._ray, self._mine = connect(address, "the Ray executor", self._settings.cores)
         # The extra `ray` is optional: what needs it is imported when it is known to be there.
         from epim_nas.cluster.actor import WorkerActor
         from epim_nas.cluster.sharing import share
@@ -211,6 +217,10 @@ class RayExecutor(Executor):
         """Take in what happens within some seconds, at least one thing where one does."""
         self._start_calls()
         watched = [*self._busy, *self._starting]
+        if not watched:  # `auto`, on a cluster that has no room for anybody yet
+            time.sleep(seconds)
+            self._look_after()
+            return
         ready, waiting = self._ray.wait(watched, num_returns=1, timeout=seconds)
         if ready and waiting:  # whatever else is ready by now costs no second look
             more, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
@@ -256,7 +266,7 @@ class RayExecutor(Executor):
                 self._queue.appendleft(self._busy.pop(reference)[0])
         self._lost += not call.overdue
         self._late += bool(call.overdue)
-        self._restarted(actor)
+        self._greet(actor)
         call.losses.append(f"{reason} on {host}")
         if len(call.losses) > self._settings.retries:
             ways = "; ".join(dict.fromkeys(call.losses))
@@ -267,8 +277,8 @@ class RayExecutor(Executor):
             log.debug("%s", one_line(error))
             self._queue.appendleft(call)
 
-    def _restarted(self, actor: Any) -> None:
-        """Watch for an actor's return; Ray restarts it."""
+    def _greet(self, actor: Any) -> None:
+        """Watch for an actor that starts, or that Ray restarts."""
         self._starting[actor.hello.remote(self._payload)] = actor
 
     def _join(self, reference: Any) -> None:
@@ -331,7 +341,7 @@ class RayExecutor(Executor):
             max_restarts=-1,  # wherever there is room
             max_task_retries=0,  # another actor tries the call again, not this one
         ).remote(max(1, int(settings.cpus)))
-        self._starting[actor.hello.remote(self._payload)] = actor
+        self._greet(actor)
 
     def _await_first(self) -> None:
         """Wait until one worker is ready.
@@ -355,12 +365,14 @@ class RayExecutor(Executor):
     def _check_room(self) -> None:
         """Refuse what no machine of the cluster can ever give; waiting would look like a hang."""
         settings = self._settings
-        if settings.wait_s < 120 and not fitting(self._ray.nodes(), settings.cpus, settings.gpus):
+        grows = settings.wait_s >= _GROWING_SECONDS
+        if not grows and not fitting(self._ray.nodes(), settings.cpus, settings.gpus):
             raise InputError(
                 "executor",
                 f"no machine has room for one worker ({self._room()})",
                 "at most what one machine of the cluster has",
-                "Ask for less, or set `executor.wait_s` to more than 120 where the cluster grows.",
+                "Ask for less. Where the cluster grows, set `executor.wait_s` to "
+                f"{_GROWING_SECONDS:.0f} or more.",
             )
 
     def _room(self) -> str:

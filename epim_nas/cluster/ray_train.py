@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from epim_nas.cluster.connection import connected
-from epim_nas.cluster.executor import one_line
+from epim_nas.cluster.executor import input_error_in, one_line
 from epim_nas.errors import EpimError, InputError
 
 _RESTARTS = 3
@@ -70,6 +70,9 @@ def run_on_workers(
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:
+            wrong = input_error_in(error)
+            if wrong is not None:
+                raise wrong from None
             message = f"the training on {workers} workers failed: {one_line(error)}"
             raise EpimError(message) from error
 

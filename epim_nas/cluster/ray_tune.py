@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epim_nas.cluster.connection import connected
-from epim_nas.cluster.executor import one_line
+from epim_nas.cluster.executor import input_error_in, one_line
 from epim_nas.cluster.ray_executor import PoolSettings
 from epim_nas.errors import EpimError, InputError
 
@@ -69,8 +69,7 @@ def tune_stepwise(
         InputError: Ray is not installed or cannot be reached, or a machine does not see the files.
     """
     os.environ.update(_QUIET)
-    cores = pool.cpus * (1 if pool.workers == "auto" else pool.workers)
-    with connected(address, "fine-tuning on Ray", cores):
+    with connected(address, "fine-tuning on Ray", pool.cores):
         from ray import tune
 
         from epim_nas.cluster.sharing import share
@@ -127,17 +126,10 @@ def tune_stepwise(
             raise EpimError(f"Ray Tune failed: {one_line(error)}") from error
         tuned = {}
         for found in grid:
-            _raise_input_error(found.error)
+            wrong = input_error_in(found.error)  # for every job: the user has to mend it
+            if wrong is not None:
+                raise wrong
             text = "" if found.error is None else one_line(found.error)
             tuned[found.config["job"]["key"]] = Tuned((found.metrics or {}).get("result"), text)
     shutil.rmtree(storage, ignore_errors=True)
     return tuned
-
-
-def _raise_input_error(error: BaseException | None) -> None:
-    """Raise what the user has to mend; anything else is the matter of one training."""
-    while error is not None:
-        cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(error, InputError):
-            raise error
-        error = cause if cause is not error else None

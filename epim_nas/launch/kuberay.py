@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from epim_nas.errors import EpimError, InputError
+from epim_nas.errors import InputError
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
+from epim_nas.launch.sending import send
 
 _JOB_MOUNT = "/epim-nas"
 """Where the run file and the user's modules are mounted."""
@@ -52,24 +51,13 @@ def write(job: Job) -> Path:
     return manifest
 
 
-def submit(manifest: Path) -> str:
-    """Send a manifest; returns what Kubernetes says.
+SEND = ("kubectl", "apply", "-f")
+"""What sends the manifest."""
 
-    Raises:
-        InputError: there is no ``kubectl``.
-        EpimError: Kubernetes refused it.
-    """
-    if shutil.which("kubectl") is None:
-        raise InputError(
-            "--submit", "the command `kubectl` is not on this machine",
-            "a machine that reaches the cluster", f"Send it there: kubectl apply -f {manifest}",
-        )  # fmt: skip
-    done = subprocess.run(
-        ["kubectl", "apply", "--filename", str(manifest)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise EpimError(f"Kubernetes refused the job: {done.stderr.strip()}")
-    return done.stdout.strip()
+
+def submit(manifest: Path) -> str:
+    """Send a manifest; returns what Kubernetes says. Errors: :func:`send`."""
+    return send(SEND, manifest, "Kubernetes", "a machine that reaches the cluster")
 
 
 def _files(job: Job) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -14,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from epim_nas.cluster.connection import refusal, wrong_token
 from epim_nas.cluster.executor import one_line
 from epim_nas.errors import EpimError, InputError, missing_extra
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
 from epim_nas.pipeline.folder import LAUNCH
 
-_SECONDS = 5.0
-"""How long the dashboard may take to answer."""
 _DASHBOARD_PORT = 8265
 _SCRIPT = "job.sh"
 _STOP_SECONDS = 30.0
@@ -182,15 +180,14 @@ def dashboard_address(address: str | None) -> str:
 def _check_answers(address: str) -> None:
     parts = urllib.parse.urlparse(address)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=_SECONDS).close()
-    except OSError as error:
+    refused = refusal(parts.hostname or "", port)
+    if refused:
         raise InputError(
             "--address",
-            f"no Ray dashboard answers at {address} ({one_line(error)})",
+            f"no Ray dashboard answers at {address} ({refused})",
             hint="Check the address, that the head runs with its dashboard (the extra "
             "`ray[default]`), and that its port is reachable from here.",
-        ) from None
+        )
 
 
 @contextmanager
@@ -203,13 +200,7 @@ def _explained(address: str) -> Iterator[None]:
     except Exception as error:
         text = str(error)
         if any(word in text for word in ("401", "403", "oken", "uthentication", "nauthorized")):
-            raise InputError(
-                "RAY_AUTH_TOKEN",
-                f"the cluster at {address} asks for a token, and this one is missing or wrong",
-                "the token of the cluster",
-                "Copy ~/.ray/auth_token from its head, or name the file in RAY_AUTH_TOKEN_PATH, "
-                "and set RAY_AUTH_MODE=token.",
-            ) from None
+            raise wrong_token(address) from None
         raise EpimError(f"the Ray cluster at {address}: {one_line(error)}") from error
 
 

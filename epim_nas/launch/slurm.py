@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from string import Template
 
-from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
+from epim_nas.launch.sending import send
 
 _SCRIPT = Template("""#!/bin/bash
 # Written by `epim-nas launch --on slurm`; read and change it. Send it with: sbatch $script
@@ -99,19 +97,10 @@ def write(job: Job) -> Path:
     return script
 
 
-def submit(script: Path) -> str:
-    """Send a script; returns what SLURM says, with the number of the job.
+SEND = ("sbatch",)
+"""What sends the script."""
 
-    Raises:
-        InputError: there is no ``sbatch``.
-        EpimError: SLURM refused the job.
-    """
-    if shutil.which("sbatch") is None:
-        raise InputError(
-            "--submit", "the command `sbatch` is not on this machine", "a login node of SLURM",
-            f"Send the script there: sbatch {script}",
-        )  # fmt: skip
-    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
-    if done.returncode:
-        raise EpimError(f"SLURM refused the job: {done.stderr.strip()}")
-    return done.stdout.strip()
+
+def submit(script: Path) -> str:
+    """Send a script; returns what SLURM says, with the number of the job. Errors: :func:`send`."""
+    return send(SEND, script, "SLURM", "a login node of SLURM")

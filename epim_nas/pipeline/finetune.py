@@ -24,6 +24,7 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.single import load_trained, quantized_network, recalibrate
 from epim_nas.pipeline.stages import measure, score_settings
 from epim_nas.pipeline.tuning import Job, run_training, started_network, steps_per_epoch
+from epim_nas.pipeline.workers import train_on_workers
 from epim_nas.schema import validate
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
@@ -110,8 +111,6 @@ def _run(
         training.steps,
     )
     if workers > 1:
-        from epim_nas.pipeline.workers import train_on_workers
-
         train_on_workers(job, training, workers, reporter)
     model = started_network(job, setup)
     with reporter.stage("Fine-tuning", training.steps) as advance, _stopping() as stop:

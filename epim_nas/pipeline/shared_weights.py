@@ -14,6 +14,7 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import timed
+from epim_nas.pipeline.workers import Progress, Together, train_together
 from epim_nas.space.space import Row
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.sandwich import Sandwich
@@ -25,9 +26,6 @@ from epim_nas.supernet.training import TrainResult, train
 
 _CHECKPOINT_EVERY = 25
 """Steps that a kill may cost."""
-
-Progress = Callable[[int, float], None]
-"""Called with (step, loss)."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,6 @@ def _train_on_workers(
     training: SupernetTraining, workers: int, address: str | None, reporter: Reporter
 ) -> None:
     """Train on several workers; the checkpoint is then that of the end."""
-    # Imported here: the extra `ray` is optional.
-    from epim_nas.pipeline.workers import Together, train_together
-
     together = Together(
         _train_in_worker, training, training.checkpoint.parent,
         training.config.steps, training.config.batch_size,

@@ -25,10 +25,9 @@ class Metric:
         additive: metrics of the cost table whose sum over layers stands for it in the exact
             solver. Their sum is the metric itself where ``exact``; several are added after each
             is divided by its total in a reference design (a product's first-order expansion).
-        factors: metrics that it is the product of. As an objective their additive costs stand for
-            it: the logarithm of a product is concave in its factors, so the least product is a
-            corner of their convex hull, where some weighted sum of them is least.
-        reciprocal_of: additive metric that it is best in where that one is least.
+        parts: metrics whose additive costs stand for it as an objective; none for its own. Of a
+            product they are its factors: its logarithm is concave in them, so the least product
+            is a corner of their convex hull, where some weighted sum of them is least.
         exact: whether the additive metric is the metric itself, in every design.
         limitable: whether a budget may bound it from above.
     """
@@ -38,8 +37,7 @@ class Metric:
     maximise: bool = False
     measured: bool = False
     additive: tuple[str, ...] = ()
-    factors: tuple[str, ...] = ()
-    reciprocal_of: str = ""
+    parts: tuple[str, ...] = ()
     exact: bool = False
     limitable: bool = False
 
@@ -84,7 +82,7 @@ METRICS: dict[str, Metric] = {
             "edp_nj_ns",
             "energy-delay product: energy times pipelined latency",
             additive=("energy_nj", "sequential_latency_ns"),
-            factors=("energy_nj", "latency_ns"),
+            parts=("energy_nj", "latency_ns"),
             limitable=True,
         ),
         Metric("utilization", "cells that hold a weight / cells", maximise=True),
@@ -92,7 +90,7 @@ METRICS: dict[str, Metric] = {
             "compression",
             "dense 32-bit crossbars / crossbars",
             maximise=True,
-            reciprocal_of="crossbars",
+            parts=("crossbars",),
         ),
         Metric("shape_compression", "the part of it from shapes", maximise=True),
         Metric("bits_compression", "the part of it from bits", maximise=True),
@@ -101,9 +99,8 @@ METRICS: dict[str, Metric] = {
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Metrics whose additive costs stand for one: factors, a reciprocal, or the metric itself."""
-    metric = METRICS[name]
-    return metric.factors or ((metric.reciprocal_of,) if metric.reciprocal_of else (name,))
+    """Metrics whose additive costs stand for one."""
+    return METRICS[name].parts or (name,)
 
 
 LIMITABLE = tuple(metric.name for metric in METRICS.values() if metric.limitable)

@@ -83,9 +83,10 @@ class SearchProblem:
             name = metric_of(objective)
             # A metric like compression is maximised, and what stands for it falls as it grows.
             sign = 1.0 if is_maximised(objective) == METRICS[name].maximise else -1.0
-            for part in parts_of(name):
+            parts = parts_of(name)
+            for part in parts:
                 if part in self.costs:
-                    key = part if METRICS[name].factors else objective
+                    key = part if len(parts) > 1 else objective
                     scores = [sign * np.asarray(s, dtype=float) for s in self.costs[part]]
                     found.setdefault(key, scores)
         return found

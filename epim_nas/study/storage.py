@@ -45,13 +45,12 @@ def check_url(url: str) -> str:
 
     example = "such as postgresql+psycopg://user:${PGPASSWORD}@host/database"
     try:
-        make_url(_VARIABLE.sub(_MARK, url))
+        # With a mark in place of each variable: a password has to be such a mark and no more.
+        marked = make_url(_VARIABLE.sub(_MARK, url))
     except ArgumentError:
         raise InputError(
             "search.storage", "is not the URL of a storage", f"a database URL {example}"
         ) from None
-    # Parsed with a mark in place of each variable: a password has to be such a mark and no more.
-    marked = make_url(_VARIABLE.sub(_MARK, url))
     secrets = [marked.password, *(marked.query.get(key) for key in ("password", "passwd"))]
     if any(secret and secret != _MARK for secret in secrets):
         raise InputError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,6 +20,25 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path (sockets lie in it), removed at the end."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_daemon(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """A process in a group of its own, to be killed with all that it starts."""
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, cwd=log.parent,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 class Cluster:
@@ -87,14 +110,5 @@ class Cluster:
     def _start(self, *arguments: str) -> None:
         ray = Path(sys.executable).parent / "ray"
         command = [str(ray), "start", "--block", "--node-ip-address=127.0.0.1", *arguments]
-        with open(self.folder / f"node-{len(self._nodes)}.log", "wb") as output:
-            self._nodes.append(
-                subprocess.Popen(
-                    command,
-                    env=self.environment,
-                    start_new_session=True,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.folder,
-                )
-            )
+        log = self.folder / f"node-{len(self._nodes)}.log"
+        self._nodes.append(start_daemon(command, self.environment, log))

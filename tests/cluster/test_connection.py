@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 from epim_nas import InputError
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
-from epim_nas.cluster.connection import connect, fitting
+from ray._private.utils import check_version_info  # noqa: E402
+
+from epim_nas.cluster.connection import connect, fitting  # noqa: E402
+from epim_nas.cluster.ray_train import run_on_workers  # noqa: E402
+from epim_nas.cluster.visibility import check_visible  # noqa: E402
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:9", "http://127.0.0.1:8265"])
@@ -33,3 +38,25 @@ def test_workers_fit_on_machines_not_on_their_sum() -> None:
     assert fitting(nodes, cpus=1, gpus=0) == 6
     assert fitting(nodes, cpus=1, gpus=0.5) == 2
     assert fitting(nodes, cpus=4, gpus=0) == 0
+
+
+def test_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own words, as it says them when it joins a cluster of another version."""
+
+    def refuse(**_: object) -> None:
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.9.1"}, "This process")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("epim_nas.cluster.connection.refusal", lambda host, port: "")
+    with pytest.raises(InputError) as caught:
+        connect("127.0.0.1:6379", "a test")
+    assert "Ray: 2.1.0" in str(caught.value)
+    assert f"ray=={ray.__version__}" in str(caught.value)
+
+
+def test_a_run_folder_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
+    """Through Ray Train, from the worker's process to the user."""
+    with pytest.raises(InputError) as caught:
+        run_on_workers(check_visible, tmp_path / "not" / "there", workers=1, storage=tmp_path)
+    assert caught.value.field == "--out"
+    assert str(tmp_path / "not") in str(caught.value)

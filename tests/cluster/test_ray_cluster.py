@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.cluster.machines import Cluster
+from tests.cluster.machines import Cluster, short_folder
 from tests.pipeline.tiny import write_run
 from tests.study.kills import stored
 
@@ -28,11 +26,10 @@ TRIALS = 150
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    made = Cluster(folder)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder:
+        made = Cluster(folder)
+        yield made
+        made.close()
 
 
 class Search:

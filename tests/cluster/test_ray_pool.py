@@ -141,3 +141,9 @@ def test_room_that_is_not_there_is_said_at_once() -> None:
         RayExecutor(Worker, PoolSettings(workers=1, cpus=4096))
     assert "4096 CPU" in str(caught.value)
     assert time.monotonic() - started < 30
+
+
+def test_a_cluster_that_never_grows_is_said_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epim_nas.cluster.ray_executor._GROWING_SECONDS", 1.0)
+    with pytest.raises(InputError, match="no worker had room within 1 s"):
+        RayExecutor(Worker, PoolSettings(workers="auto", cpus=4096, wait_s=1.0))

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.machines import free_port
+from tests.cluster.machines import free_port, start_daemon
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 
@@ -101,16 +101,8 @@ PartitionName=high Nodes=ALL PriorityTier=10 State=UP
             daemon.wait()
 
     def _start(self, *command: str) -> None:
-        with open(self.folder / f"{command[0]}.out", "wb") as output:
-            self._daemons.append(
-                subprocess.Popen(
-                    command,
-                    env=self.environment,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            )
+        log = self.folder / f"{command[0]}.out"
+        self._daemons.append(start_daemon(command, self.environment, log))
 
     def _wait(self, reached, what: str, seconds: float = 30) -> None:
         until = time.monotonic() + seconds

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 from epim_nas import InputError
 from epim_nas.launch import Resources, prepare
 from epim_nas.pipeline.folder import RunFolder
-from tests.cluster.machines import Cluster
+from tests.cluster.machines import Cluster, short_folder
 from tests.pipeline.command import PROGRAM, ROOT, study_of
 from tests.pipeline.tiny import tiny_run, write_run
 from tests.study.kills import stored
@@ -27,20 +25,19 @@ pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    made = Cluster(folder, dashboard=True)
-    made.add_node(cpus=2)
-    until = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", made.dashboard_port), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < until
-            time.sleep(0.3)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder:
+        made = Cluster(folder, dashboard=True)
+        made.add_node(cpus=2)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", made.dashboard_port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < until
+                time.sleep(0.3)
+        yield made
+        made.close()
 
 
 def command(cluster: Cluster | None, *arguments: object, **environment: str):

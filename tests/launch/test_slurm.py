@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.cluster.machines import short_folder
 from tests.launch.slurm import Slurm, missing
 from tests.pipeline.command import PROGRAM, ROOT, study_of
 from tests.pipeline.tiny import write_run
@@ -29,11 +27,10 @@ pytestmark = [
 
 @pytest.fixture
 def slurm() -> Iterator[Slurm]:
-    folder = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
-    made = Slurm(folder)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder:
+        made = Slurm(folder)
+        yield made
+        made.close()
 
 
 def launch(slurm: Slurm, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.driver import search
+from epim_nas.pipeline.setup import Setup
 from epim_nas.study.results import RunResult
 from tests.pipeline.tiny import write_run
 
@@ -92,3 +94,13 @@ def test_a_search_keeps_its_trials_in_a_database(tmp_path: Path) -> None:
     again = run(tmp_path / "a", search__storage=url, search__trials=12)
     assert [trial.metrics for trial in again.trials[:10]] == [t.metrics for t in first.trials]
     assert len(again.trials) == 12
+
+
+def test_a_trials_costs_are_those_of_its_design_alone(tmp_path: Path) -> None:
+    """A search asks the model of its whole space; a design is evaluated by itself elsewhere."""
+    result = run(tmp_path)
+    setup = Setup.load(RunConfig.model_validate(result.config))
+    for trial in result.trials:
+        alone = setup.metrics(trial.design)
+        assert set(alone) <= set(trial.metrics)
+        assert {name: trial.metrics[name] for name in alone} == pytest.approx(alone)
