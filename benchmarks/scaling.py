@@ -46,9 +46,11 @@ from epim_nas.pipeline.stages import (
 from epim_nas.pipeline.trials import run_trials
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.space.space import Row
+from epim_nas.study.history import distributions
 from epim_nas.study.inflight import Pending
 from epim_nas.study.results import Baseline
-from epim_nas.study.store import TrialStore
+from epim_nas.study.store import TrialStore, without_legacy
+from epim_nas.study.strategies import Options, find_strategy
 from epim_nas.supernet.evaluation import Score
 from epim_nas.supernet.supernet import Supernet
 
@@ -225,29 +227,29 @@ def driver(trials: int, workers: int) -> None:
 
 
 def storage(trials: int) -> None:
-    """What a large study costs: journal, TensorBoard, the driver's memory, reopening."""
+    """What a large study costs: journal, TensorBoard, memory, proposals, reopening."""
     table = Table("trials", "store (ms)", "journal (MB)", "TensorBoard (ms)", "TensorBoard (MB)",
-                  "memory (MB)")  # fmt: skip
-    marks = [mark for mark in (1_000, 10_000, 30_000, 100_000) if mark <= trials]
+                  "memory (MB)", "reopen (s)", "catch up (s)", "propose (ms)")  # fmt: skip
+    marks = [mark for mark in (1_000, 3_000, 10_000, 30_000, 100_000) if mark <= trials]
     with tempfile.TemporaryDirectory() as folder:
-        search = Search("random", trials, Path(folder))
+        search = Search("epitome", trials, Path(folder))
         path = search.folder.path / "study.journal"
         objectives = search.setup.config.objectives
         store = TrialStore(path, objectives, search.space, {})
+        memory = optuna.create_study(directions=list(store.study.directions))  # the driver's own
         baseline = Baseline(0.9, 0.9, search.setup.dense_totals(), "made up")
         rng = np.random.default_rng(0)
         sizes = [len(group) for group in search.space.groups]
         boards = search.folder.tensorboard
         with DashboardWriter(boards, "large", objectives, {"crossbars": 88}, baseline) as writer:
             stored_s = shown_s = 0.0
-            count = 0
+            before = 0
             for number in range(trials):
                 row = tuple(int(rng.integers(size)) for size in sizes)
                 score = made_up(row)
-                metrics = {
-                    name: float(v[0]) for name, v in search.problem.model(np.array([row])).items()
-                }  # type: ignore[misc]
-                metrics |= {"accuracy": score.accuracy, "loss": score.loss}
+                metrics = search.problem.metrics(row) | {
+                    "accuracy": score.accuracy, "loss": score.loss
+                }  # fmt: skip
                 started = time.perf_counter()
                 pending = Pending(number, row, "search", {})
                 store.begin(pending)
@@ -257,21 +259,41 @@ def storage(trials: int) -> None:
                 writer.add_trial(store.record(trial))
                 stored_s += middle - started
                 shown_s += time.perf_counter() - middle
-                count += 1
+                memory.add_trial(without_legacy(trial))
                 if number + 1 in marks:
+                    count = number + 1 - before
+                    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                    started = time.perf_counter()
+                    TrialStore(path, objectives, search.space, {}, read_only=True).records()
+                    reopened = time.perf_counter() - started
+                    first, later = proposals(search, memory)
                     table.add_row(
                         f"{number + 1:,}", f"{1000 * stored_s / count:.1f}",
                         f"{path.stat().st_size / 1e6:.0f}", f"{1000 * shown_s / count:.1f}",
-                        f"{size_of(boards) / 1e6:.0f}",
-                        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}",
+                        f"{size_of(boards) / 1e6:.0f}", f"{used:.0f}", f"{reopened:.1f}",
+                        f"{first:.1f}", f"{1000 * later:.1f}",
                     )  # fmt: skip
+                    console.print(table)
                     stored_s = shown_s = 0.0
-                    count = 0
+                    before = number + 1
+
+
+def proposals(search: Search, study: optuna.Study, count: int = 20) -> tuple[float, float]:
+    """Seconds of a new sampler's first proposal, and of a later one; the study stays as it is."""
+    strategy = find_strategy("epitome")
+    config = search.setup.config
+    sampler = strategy.make(
+        search.problem, 0, Options(config.search.fitness, config.search.population, True)
+    )
+    copied = optuna.create_study(directions=list(study.directions), sampler=sampler)
+    copied.add_trials(study.get_trials(deepcopy=False))
+    seconds = []
+    for _ in range(count + 1):
         started = time.perf_counter()
-        TrialStore(path, objectives, search.space, {}).trials()
-        reopened = time.perf_counter() - started
-    console.print(table)
-    console.print(f"reopening a study of {trials:,} trials: {reopened:.1f} s")
+        trial = copied.ask(distributions(search.problem))
+        seconds.append(time.perf_counter() - started)
+        copied.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return seconds[0], float(np.mean(seconds[1:]))
 
 
 def size_of(folder: Path) -> int:

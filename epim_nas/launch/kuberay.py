@@ -16,6 +16,8 @@ from epim_nas.launch.sending import send
 
 _JOB_MOUNT = "/epim-nas"
 """Where the run file and the user's modules are mounted."""
+_MOST_NAME = 47
+"""KubeRay refuses longer names of RayJobs, since it appends to them."""
 _MOST_BYTES = 900_000
 """A ConfigMap holds less than 1 MiB."""
 
@@ -37,7 +39,7 @@ def write(job: Job) -> Path:
             "--cluster-out", f"`{job.out}` is not on the volume", f"a folder below {asked.mount}",
             "The search would be lost with its pod.",
         )  # fmt: skip
-    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-") or "search"
+    name = _name(job.name)
     files = _files(job)
     size = sum(len(text.encode()) for text in files.values())
     if size > _MOST_BYTES:
@@ -49,6 +51,13 @@ def write(job: Job) -> Path:
     documents = [_config_map(name, files), _ray_job(name, job)]
     write_text(manifest, yaml.safe_dump_all(documents, sort_keys=False))
     return manifest
+
+
+def _name(text: str) -> str:
+    """A name that Kubernetes and KubeRay take (a DNS label that begins with a letter)."""
+    label = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "search"
+    label = label if label[0].isalpha() else f"search-{label}"
+    return label[:_MOST_NAME].rstrip("-")
 
 
 SEND = ("kubectl", "apply", "-f")
@@ -97,11 +106,15 @@ def _ray_job(name: str, job: Job) -> dict[str, Any]:
             "runtimeEnvYAML": yaml.safe_dump(
                 {"env_vars": {"PYTHONPATH": f"{_JOB_MOUNT}/code"}}, sort_keys=False
             ),
+            # A lost head ends the job; on a new cluster the same command goes on.
+            "backoffLimit": 3,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "rayClusterSpec": {
                 "rayVersion": version,
                 "enableInTreeAutoscaling": True,
+                # The operator makes a secret with a token and gives it to all pods.
+                "authOptions": {"mode": "token"},
                 "headGroupSpec": {
                     # The driver runs on the head; its cores are not for workers.
                     "rayStartParams": {"num-cpus": "0"},

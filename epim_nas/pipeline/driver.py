@@ -159,7 +159,7 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
             def show(record: TrialRecord) -> None:
                 dashboard.add_trial(record)
                 if config.executor.kind != "local":
-                    workers.add(executor.state, len(store.trials()), record.seconds)
+                    workers.add(executor.state, record.number + 1, record.seconds)
 
             with timed(folder, "search"):
                 first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)

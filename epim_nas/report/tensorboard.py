@@ -1,13 +1,15 @@
 """The TensorBoard dashboard that grows while the search runs.
 
 Runs in the dashboard: ``search`` (hypervolume, best accuracy, the front as a figure),
-``trials/0007`` (one HParams row each), ``supernet`` and ``finalists/0007`` (training curves) and
-``result`` (the final front, the layers of the selected design, how to reproduce it).
+``trials/0007`` (one HParams row each, up to a limit), ``supernet`` and ``finalists/0007``
+(training curves) and ``result`` (the final front, the layers of the selected design, how to
+reproduce it).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,18 @@ UNITS = {"latency_ns": ("latency_ms", 1e-6), "energy_nj": ("energy_mj", 1e-6)}
 
 BUDGET_LEVELS = (1.0, 0.75, 0.5)
 """Fractions of the crossbar budget for which the best accuracy is followed."""
+
+MAX_ROWS = 2_000
+"""So many trials get an HParams row each; of later ones only those that raise the hypervolume.
+
+Every row is a run of its own, and TensorBoard reads and draws all runs.
+"""
+
+DENSE_FIGURES = 40
+"""From twice so many figures of the front on, each doubling of the study brings so many more."""
+
+FIGURE_SECONDS = 5.0
+"""At least so long between two figures of the front: drawing one takes longer than many trials."""
 
 LAYOUT = {
     "Search": {
@@ -76,7 +90,8 @@ class DashboardWriter:
         objectives: objective names.
         budget: budget name -> limit.
         baseline: the dense network.
-        figure_every: trials between two figures of the front.
+        figure_every: trials between two of the first figures of the front; the distance grows with
+            the study, since a figure draws all its trials.
         reference: box of the hypervolume; by default set by the baseline's costs.
 
     Raises:
@@ -106,6 +121,7 @@ class DashboardWriter:
         self._finalists: dict[int, Finalist] = {}
         self._best: dict[str, float] = {}
         self._started_at: float | None = None
+        self._drawn_at = -math.inf
         self._figures = True
         self._search = events.RunEvents(self.folder / "search")
         self._supernet = events.RunEvents(self.folder / "supernet")
@@ -131,10 +147,14 @@ class DashboardWriter:
         if record.number in self._trials:
             return
         self._trials[record.number] = record
-        if not (self.folder / _trial_run(record.number) / events.EVENT_FILE).exists():
-            self._write_trial(record)
+        before = self._tracker.volume
         self._write_curves(record)
-        if len(self._trials) % self.figure_every == 0:
+        if len(self._trials) <= MAX_ROWS or self._tracker.volume > before:
+            self._write_trial(record)
+        # By the trials' own times, so that a resumed driver decides alike.
+        rested = record.finished_at - self._drawn_at >= FIGURE_SECONDS
+        if rested and len(self._trials) % self._figure_distance() == 0:
+            self._drawn_at = record.finished_at
             self._write_front()
 
     def add_supernet_loss(self, step: int, loss: float) -> None:
@@ -209,7 +229,14 @@ class DashboardWriter:
 
         self._search.add(custom_scalars(LAYOUT), 0)
 
+    def _figure_distance(self) -> int:
+        doublings = len(self._trials) // (DENSE_FIGURES * self.figure_every)
+        return int(self.figure_every * 2 ** max(0, doublings.bit_length() - 1))
+
     def _write_trial(self, record: TrialRecord) -> None:
+        folder = self.folder / _trial_run(record.number)
+        if (folder / events.EVENT_FILE).exists():
+            return
         from torch.utils.tensorboard.summary import hparams
 
         shown = {}
@@ -229,7 +256,6 @@ class DashboardWriter:
         summaries += [
             (events.scalar_summary(tag, value), record.number) for tag, value in metrics.items()
         ]
-        folder = self.folder / _trial_run(record.number)
         events.write_run(folder, summaries, record.finished_at)
 
     def _write_curves(self, record: TrialRecord) -> None:

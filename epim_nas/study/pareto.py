@@ -229,12 +229,17 @@ def hypervolume_over_trials(
 
 
 class HypervolumeTracker:
-    """The hypervolume of a growing set of trials; a dominated newcomer costs next to nothing."""
+    """The hypervolume of a growing set of trials; a dominated newcomer costs next to nothing.
+
+    Attributes:
+        reference: the box in which it is measured.
+        volume: the hypervolume of what was added.
+    """
 
     def __init__(self, reference: ReferenceBox) -> None:
         self.reference = reference
+        self.volume = 0.0
         self._front = np.empty((0, len(reference.worst)))
-        self._volume = 0.0
 
     def add(self, trial: TrialRecord) -> float:
         """Add a trial (infeasible ones change nothing) and return the hypervolume."""
@@ -243,8 +248,8 @@ class HypervolumeTracker:
             if not bool((self._front <= loss).all(axis=1).any()):
                 dominated = (loss <= self._front).all(axis=1)
                 self._front = np.concatenate([self._front[~dominated], loss])
-                self._volume = box_volume(self._front)
-        return self._volume
+                self.volume = box_volume(self._front)
+        return self.volume
 
 
 def box_volume(losses: FloatArray) -> float:

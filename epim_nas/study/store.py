@@ -104,20 +104,25 @@ class TrialStore:
         self._space = space
         self._unsaved_file = path.with_name("unsaved.json")
         self._in_flight = InFlight(path.with_name("inflight.jsonl"))
-        self.study = self._open(storage, study_name, read_only)
+        self._storage, self.study = self._open(storage, study_name, read_only)
+        self._study_id = patiently(
+            lambda: self._storage.get_study_id_from_name(self.study.study_name), self.place
+        )
         identity = {"space": space.digest, "objectives": list(self.objectives)}
         self._check_settings(identity | dict(settings or {}), read_only)
         if not read_only:
             self._save_unsaved()
 
-    def _open(self, storage: str | None, name: str, read_only: bool) -> optuna.Study:
+    def _open(
+        self, storage: str | None, name: str, read_only: bool
+    ) -> tuple[BaseStorage, optuna.Study]:
         if not read_only:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if storage is None:
                 repair_journal(self.path)
         try:
             opened = open_journal(self.path) if storage is None else open_url(storage)
-            return patiently(lambda: self._study_of(opened, name, read_only), self.place)
+            return opened, patiently(lambda: self._study_of(opened, name, read_only), self.place)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             if storage is not None:
                 raise InputError(
@@ -238,10 +243,14 @@ class TrialStore:
             if tried and self._journal:
                 cut_torn_line(self.path)  # of the attempt before, on a disk that was full
             # An answer may have been lost after the trial was stored.
-            if not (tried and self._is_stored(finished.pending.asked)):
-                tried = True
-                self.study.add_trial(trial)
-            return self.trials()[-1]
+            known = self._stored(finished.pending.asked) if tried else None
+            if known is not None:
+                return known
+            tried = True
+            # As `Study.add_trial`, which does not say which trial it became: to look for it would
+            # take longer with every trial.
+            number = self._storage.create_new_trial(self._study_id, template_trial=trial)
+            return self._storage.get_trial(number)
 
         return patiently(store, self.place)
 
@@ -278,8 +287,9 @@ class TrialStore:
             constraints=dict(finished.constraints),
         )
 
-    def _is_stored(self, asked: int) -> bool:
-        return any(trial.user_attrs.get("asked") == asked for trial in self.trials())
+    def _stored(self, asked: int) -> FrozenTrial | None:
+        """The trial of a proposal, if it is stored."""
+        return next((t for t in self.trials() if t.user_attrs.get("asked") == asked), None)
 
     def begin(self, pending: Pending) -> None:
         """Note that a proposal is being evaluated."""
@@ -296,7 +306,7 @@ class TrialStore:
         """Store what an earlier driver could not."""
         for entry in self._unsaved():
             finished = Finished(**{**entry, "pending": Pending.from_dict(entry["pending"])})
-            if not self._is_stored(finished.pending.asked):
+            if self._stored(finished.pending.asked) is None:
                 self._store(finished)
                 log.info("stored a trial that %s could not take before", self.place)
         self._unsaved_file.unlink(missing_ok=True)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from epim_nas import InputError
-from epim_nas.launch import Resources, prepare
+from epim_nas.launch import Resources, kuberay, prepare
 from epim_nas.pipeline.folder import RunFolder
 from tests.cluster.machines import Cluster, short_folder
 from tests.pipeline.command import PROGRAM, ROOT, study_of
@@ -21,6 +22,8 @@ from tests.pipeline.tiny import tiny_run, write_run
 from tests.study.kills import stored
 
 pytest.importorskip("ray")
+
+SCHEMA = Path(__file__).parent / "data/rayjob_schema.json"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,14 @@ def test_the_users_module_goes_along_and_installed_ones_do_not(tmp_path: Path, m
         prepare(str(run), tmp_path / "out", [], Resources(), None)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("My run_2", "my-run-2"), ("30x", "search-30x"), ("-", "search"), ("a" * 46 + "-b", "a" * 46)],
+)
+def test_names_of_ray_jobs(text: str, name: str) -> None:
+    assert kuberay._name(text) == name
+
+
 def test_a_ray_job_manifest(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     done = command(
@@ -140,6 +151,13 @@ def test_a_ray_job_manifest(tmp_path: Path) -> None:
     assert config["data"][items["run.yaml"]] == (tmp_path / "here/launch/run.yaml").read_text()
     assert "code/tests/pipeline/tiny.py" in items
     assert "/runs/tiny" in job["spec"]["entrypoint"]
+    assert spec["authOptions"] == {"mode": "token"}
+    schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for document in (config, job):
+        schema.validate(document)
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["volume"] = []
+    with pytest.raises(jsonschema.ValidationError):  # the schema knows every field
+        schema.validate(job)
     for arguments, hint in (
         (["--image", "x"], "is not on the volume"),
         (["--cluster-out", "/runs/tiny"], "needs a container image"),

@@ -14,6 +14,7 @@ from tests_report_helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
+from epim_nas.report import tensorboard
 from epim_nas.report.events import RunEvents, write_run
 from epim_nas.report.figures import PNG_SIGNATURE
 from epim_nas.report.tensorboard import DashboardWriter
@@ -171,6 +172,27 @@ def test_resumed_run_has_nothing_twice(
         folder = resumed / f"trials/{record.number:04d}"
         assert len(list(folder.iterdir())) == 1
         assert len(hparams_of(folder)) == 1
+
+
+def test_large_study_keeps_the_rows_of_its_front_and_fewer_figures(
+    tmp_path: Path, make_result: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and figures cost a reader of the dashboard; hypervolume and front lose nothing."""
+    monkeypatch.setattr(tensorboard, "MAX_ROWS", 20)
+    monkeypatch.setattr(tensorboard, "DENSE_FIGURES", 5)
+    result = make_result(count=100)
+    with writer(tmp_path, result, figure_every=2) as board:
+        for record in result.trials:
+            board.add_trial(record)
+    search = read(tmp_path / "search")
+    volumes = [point.value for point in search.Scalars("hypervolume/over_trials")]
+    grew = [n for n in range(20, 100) if volumes[n] > volumes[n - 1]]
+    rows = {int(folder.name) for folder in (tmp_path / "trials").iterdir()}
+    assert rows == {*range(20), *grew}
+    assert set(result.front) <= rows
+    assert len(rows) < 100
+    steps = [image.step for image in search.Images("front")]
+    assert steps == [*range(2, 20, 2), *range(20, 40, 4), *range(40, 80, 8), *range(80, 101, 16)]
 
 
 def test_half_written_record_does_not_stop_a_resume(tmp_path: Path) -> None:
