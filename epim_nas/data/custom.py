@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from epim_nas.data.base import SPLITS, WHOLE, Batch, Data, Part, Split, check_split, seed_of
 from epim_nas.errors import InputError, nearest
+from epim_nas.imports import import_module_here
 
 if TYPE_CHECKING:
     from epim_nas.data.registry import DataConfig
@@ -233,25 +231,7 @@ def _find(name: str) -> Any:
     field = f"data.name: {name}"
     if not module_name or not function_name:
         raise InputError(field, "is incomplete", "`package.module:function`")
-    folder = os.getcwd()
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            field,
-            f"there is no module `{error.name}`",
-            hint="Install it, or start from the folder that it lies in.",
-        ) from None
-    except Exception as error:  # importing runs the user's code
-        raise InputError(
-            field, f"importing `{module_name}` fails: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(folder)
+    module = import_module_here(module_name, field)
     function = getattr(module, function_name, None)
     if not callable(function):
         public = [key for key in vars(module) if not key.startswith("_")]

@@ -107,7 +107,8 @@ def prepare(
     code = folder / "code"
     shutil.rmtree(code, ignore_errors=True)
     code.mkdir(parents=True)
-    for module in sorted(set(_modules(config.model_dump(mode="json")))):
+    named = {name.partition(".")[0] for name in config.extensions}
+    for module in sorted(named | set(_modules(config.model_dump(mode="json")))):
         _take_along(module, code)
     run_file = folder / "run.yaml"
     write_text(run_file, dump_yaml(config.model_dump(mode="json", by_alias=True)))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from epim_nas import presets
+from epim_nas.cluster.registry import find_executor
 from epim_nas.data.registry import DataConfig
 from epim_nas.epitome.quantization.options import (
     ActivationRange,
@@ -17,6 +18,7 @@ from epim_nas.epitome.quantization.options import (
     WeightRange,
 )
 from epim_nas.errors import InputError
+from epim_nas.extensions import load_extensions
 from epim_nas.files import load_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
@@ -35,6 +37,15 @@ Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
 
 Objective = Annotated[str, pydantic.AfterValidator(parse_objective)]
 """A metric, with `min` or `max` before it where its direction is turned."""
+
+
+def _loaded(name: str) -> str:
+    load_extensions([name])
+    return name
+
+
+Extension = Annotated[str, pydantic.AfterValidator(_loaded)]
+"""A module that registers parts when it is imported."""
 
 PRETRAINED = "pretrained"
 """The value of ``model.weights`` that keeps the weights a model comes with."""
@@ -323,7 +334,7 @@ class ExecutorConfig(Strict):
     """Where designs are scored.
 
     Attributes:
-        kind: ``local`` (this process) or ``ray``.
+        kind: ``local`` (this process), ``ray``, or one of your own.
         address: address of a Ray cluster; None for ``RAY_ADDRESS`` or this machine.
         workers: Ray actors; ``auto`` for as many as the cluster has room for.
         cpus: CPU cores of an actor.
@@ -332,9 +343,10 @@ class ExecutorConfig(Strict):
             times the median and at least a minute, None for no limit.
         retries: how often a design is tried again whose worker was lost.
         wait_s: seconds to wait for the first worker.
+        args: settings of an executor of your own.
     """
 
-    kind: Literal["local", "ray"] = "local"
+    kind: str = "local"
     address: str | None = None
     workers: Positive | Literal["auto"] = 2
     cpus: float = pydantic.Field(default=1, gt=0)
@@ -342,6 +354,13 @@ class ExecutorConfig(Strict):
     timeout_s: Annotated[float, pydantic.Field(gt=0)] | Literal["auto"] | None = "auto"
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
     wait_s: float = pydantic.Field(default=60, gt=0)
+    args: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.field_validator("kind")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find_executor(name)
+        return name
 
 
 class RunConfig(Strict):
@@ -349,6 +368,7 @@ class RunConfig(Strict):
 
     Attributes:
         name: name of the run; results go to ``runs/NAME`` by default.
+        extensions: modules that add objectives, costs, choices, executors or strategies.
         seed: seed of everything random.
         model: the network.
         data: the images.
@@ -372,6 +392,8 @@ class RunConfig(Strict):
 
     schema_: Literal["epim-nas/run@1"] = pydantic.Field(alias="schema")
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    # Before the fields that may name what they add.
+    extensions: list[Extension] = pydantic.Field(default_factory=list)
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
     model: ModelConfig
     data: DataConfig

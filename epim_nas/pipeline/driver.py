@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
 from epim_nas.pipeline.config import RunConfig, load_run_config
-from epim_nas.pipeline.executors import make_executor
 from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.formulation import (
@@ -55,6 +55,7 @@ def search(
     *,
     overrides: list[str] | None = None,
     reporter: Reporter | None = None,
+    on_trial: Callable[[TrialRecord], None] | None = None,
 ) -> RunResult:
     """Search the designs of a run file, or finish a search that was interrupted.
 
@@ -66,6 +67,7 @@ def search(
         out: the run folder; ``runs/NAME`` by default.
         overrides: ``key.path=value`` changes to a run file.
         reporter: shows the progress.
+        on_trial: called with every design that is scored from now on, once it is stored.
 
     Returns:
         Everything that the run folder holds.
@@ -82,7 +84,7 @@ def search(
     with folder.locked():
         folder.adopt(config)
         try:
-            return _run(config, folder, reporter or Reporter())
+            return _run(config, folder, reporter or Reporter(), on_trial)
         except KeyboardInterrupt:
             raise InterruptedRun(
                 f"interrupted; everything finished is saved in {folder.path}. "
@@ -102,7 +104,12 @@ def _results_folder(config: RunConfig, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / config.name
 
 
-def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    on_trial: Callable[[TrialRecord], None] | None,
+) -> RunResult:
     torch.manual_seed(config.seed)
     setup = Setup.load(config)
     space = setup.build_space()
@@ -153,13 +160,15 @@ def _run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> RunResult:
         scorer = make_scorer(setup, supernet, teacher)
         with (
             WorkersWriter(folder.tensorboard) as workers,
-            make_executor(config.executor, scorer) as executor,
+            find_executor(config.executor.kind)(lambda: scorer, config.executor) as executor,
         ):
 
             def show(record: TrialRecord) -> None:
                 dashboard.add_trial(record)
                 if config.executor.kind != "local":
                     workers.add(executor.state, record.number + 1, record.seconds)
+                if on_trial is not None:
+                    on_trial(record)
 
             with timed(folder, "search"):
                 first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)

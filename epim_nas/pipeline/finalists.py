@@ -13,8 +13,8 @@ import numpy as np
 
 from epim_nas.cluster.executor import LocalExecutor
 from epim_nas.cluster.ray_tune import tune_stepwise
+from epim_nas.cluster.registry import pool_settings
 from epim_nas.files import write_json
-from epim_nas.pipeline.executors import pool_settings
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.pipeline.setup import Setup
@@ -88,7 +88,7 @@ def finetune_finalists(
             row, seed = space.row(record.design), setup.config.seed + 4
             jobs[record.number] = (row, config, seed, state, str(weights), settings.lr)
     done = (len(finalists) - len(jobs)) * settings.steps
-    train = _train_here if setup.config.executor.kind == "local" else _train_on_ray
+    train = _train_on_ray if setup.config.executor.kind == "ray" else _train_here
     with (
         timed(folder, "finalists"),
         reporter.stage("Finalists", len(finalists) * settings.steps, done) as advance,

@@ -13,12 +13,13 @@ from epim_nas.epitome.design import Choice, Design
 from epim_nas.errors import InputError
 from epim_nas.hardware import BatchCostModel, CostTable
 from epim_nas.hardware.mapping import map_layer
+from epim_nas.network.spec import Network
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import Scores, Unreachable, minimise
 from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
-from epim_nas.study.metrics import METRICS, metric_of, parts_of
+from epim_nas.study.metrics import METRICS, Metric, metric_of, own_costs, own_metrics, parts_of
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.surrogate import fit_additive
 from epim_nas.supernet.sensitivity import Table
@@ -42,6 +43,9 @@ class Costs:
         groups: (layers,) which group of a row decides each layer of the model.
         dense_crossbars: crossbars of the dense network with 32-bit weights.
         quantized: per group, crossbars of the dense layers with the bits of each choice.
+        own: metrics that the user registered and that are not measured.
+        space: the space, for those.
+        network: its network, likewise.
     """
 
     model: BatchCostModel
@@ -49,6 +53,9 @@ class Costs:
     groups: npt.NDArray[np.int64]
     dense_crossbars: int
     quantized: list[IntArray]
+    own: tuple[Metric, ...]
+    space: SearchSpace
+    network: Network
 
     @classmethod
     def of(cls, setup: Setup, space: SearchSpace) -> Costs:
@@ -67,19 +74,37 @@ class Costs:
             ])
             for layer in setup.network.weighted
         }  # fmt: skip
-        return cls(model, table, groups, setup.dense_crossbars, space.group_sums(quantized))
+        return cls(
+            model, table, groups, setup.dense_crossbars, space.group_sums(quantized),
+            tuple(own_metrics(measured=False)), space, setup.network,
+        )  # fmt: skip
 
     def __call__(self, rows: IntArray) -> dict[str, FloatArray]:
         """(N, groups) rows -> metric -> (N,) values."""
         by_layer = np.asarray(rows)[:, self.groups]
         totals = dict(self.model.totals(by_layer))
         totals["weight_bits"] = self.table.totals(by_layer)["weight_bits"].astype(np.float64)
+        if self.own:
+            totals |= self._own(rows, totals)
         totals["edp_nj_ns"] = totals["energy_nj"] * totals["latency_ns"]
         quantized = summed(self.quantized, rows)
         totals["compression"] = self.dense_crossbars / totals["crossbars"]
         totals["shape_compression"] = quantized / totals["crossbars"]
         totals["bits_compression"] = self.dense_crossbars / quantized
         return totals
+
+    def _own(self, rows: IntArray, totals: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Metric of the user -> (N,) values."""
+        found = [
+            own_costs(
+                self.own,
+                self.space.design(row),
+                self.network,
+                {name: float(values[index]) for name, values in totals.items()},
+            )
+            for index, row in enumerate(rows)
+        ]
+        return {metric.name: np.array([f[metric.name] for f in found]) for metric in self.own}
 
 
 def limits_of(setup: Setup) -> dict[str, float]:

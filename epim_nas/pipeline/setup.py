@@ -31,7 +31,7 @@ from epim_nas.pipeline.config import RunConfig
 from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.resolve import resolve_space
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.metrics import METRICS, metric_of
+from epim_nas.study.metrics import METRICS, metric_of, own_costs, own_metrics
 from epim_nas.supernet.evaluation import resolve_device
 
 log = logging.getLogger(__name__)
@@ -105,11 +105,16 @@ class Setup:
         """Cost totals of the dense network with 32-bit weights."""
         totals = self.dense_cost(FLOAT_BITS).totals
         weights = sum(math.prod(layer.weight_shape) for layer in self.network.weighted)
-        return {
-            **asdict(totals),
-            "edp_nj_ns": totals.energy_nj * totals.latency_ns,
-            "weight_bits": FLOAT_BITS * weights,
-        }
+        return self._with_own(
+            Design.uniform(self.network, None, None),
+            {**asdict(totals), "weight_bits": float(FLOAT_BITS * weights)},
+        )
+
+    def _with_own(self, design: Design, totals: Mapping[str, float]) -> dict[str, float]:
+        """Totals with the metrics that the user registered, and what follows from both."""
+        own = own_costs(own_metrics(measured=False), design, self.network, totals)
+        found = {**totals, **own}
+        return {**found, "edp_nj_ns": found["energy_nj"] * found["latency_ns"]}
 
     def metrics(self, design: Design) -> dict[str, float]:
         """Cost totals of a design and its compression, split into shape and bits."""
@@ -118,10 +123,9 @@ class Setup:
         stored = (
             stored_bits(design[layer.name], layer.weight_shape) for layer in self.network.weighted
         )
+        costs = {name: float(values[0]) for name, values in totals.items()}
         return {
-            **{name: float(values[0]) for name, values in totals.items()},
-            "edp_nj_ns": float(totals["energy_nj"][0] * totals["latency_ns"][0]),
-            "weight_bits": float(sum(stored)),
+            **self._with_own(design, {**costs, "weight_bits": float(sum(stored))}),
             "compression": ratio.total,
             "shape_compression": ratio.shape,
             "bits_compression": ratio.bits,

@@ -24,6 +24,7 @@ from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.gradient import Descent, gradient_rows
+from epim_nas.study.metrics import own_metrics
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import Baseline
 from epim_nas.study.seeds import exact_seeds
@@ -36,7 +37,7 @@ from epim_nas.supernet.evaluation import (
     to_device,
 )
 from epim_nas.supernet.relaxation import Relaxation
-from epim_nas.supernet.scorer import Scorer, ScoreSettings
+from epim_nas.supernet.scorer import Scorer, ScoreSettings, measure_own
 from epim_nas.supernet.sensitivity import Table, find_method, measure_table
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import train
@@ -96,7 +97,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     baseline = Baseline(
         validation_accuracy=validation,
         test_accuracy=test,
-        totals=setup.dense_totals(),
+        totals=setup.dense_totals() | measure_own(own_metrics(measured=True), model, setup.data),
         weights=source,
     )
     write_json(folder.baseline, asdict(baseline))
@@ -298,4 +299,5 @@ def score_settings(setup: Setup) -> ScoreSettings:
         device=config.device,
         precision=config.precision,
         seed=config.seed + 3,
+        own=tuple(own_metrics(measured=True)),
     )

@@ -107,6 +107,7 @@ def run_trials(
                 metrics = problem.metrics(pending.row) | {
                     "accuracy": outcome.value.accuracy,
                     "loss": outcome.value.loss,
+                    **outcome.value.own,
                 }
                 metrics["expected_rank"] = expected_rank(metrics)
             constraints = problem.violations(pending.row)

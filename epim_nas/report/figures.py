@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from epim_nas.errors import missing_extra
 from epim_nas.files import atomic_path
 from epim_nas.report.layers import LayerRow
-from epim_nas.study.metrics import metric_of
+from epim_nas.report.tables import own_objectives
+from epim_nas.study.metrics import METRICS, metric_of
 from epim_nas.study.pareto import non_dominated
 from epim_nas.study.results import Finalist, RunResult, TrialRecord
 
@@ -85,7 +86,13 @@ def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: st
 def _searched_axes(result: RunResult) -> list[str]:
     metrics = map(metric_of, result.objectives)
     named = ["compression" if name == "crossbars" else name for name in metrics]
-    return [name for name in named if name in AXES][:2] or ["compression"]
+    own = own_objectives(result)
+    return [name for name in named if name in AXES or name in own][:2] or ["compression"]
+
+
+def _axis(metric: str) -> tuple[str, float]:
+    """Label and factor of an axis; of a metric that the user registered, its text."""
+    return AXES.get(metric) or (METRICS[metric].text, 1.0)
 
 
 def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
@@ -162,7 +169,7 @@ def style_panel(panel: Axes) -> None:
 
 
 def _draw_panel(panel: Axes, result: RunResult, metric: str, low: float) -> None:
-    label, factor = AXES[metric]
+    label, factor = _axis(metric)
 
     def place(item: TrialRecord | Finalist) -> float:
         return float(item.metrics[metric]) * factor

@@ -14,7 +14,7 @@ from epim_nas.network.spec import Network
 from epim_nas.report import notes
 from epim_nas.report.layers import NetworkCostLike
 from epim_nas.report.page_data import headline, page_data
-from epim_nas.report.tables import COLUMNS, front_rows, table_cells
+from epim_nas.report.tables import front_rows, table_texts
 from epim_nas.study.pareto import ReferenceBox
 from epim_nas.study.results import RunResult
 
@@ -62,13 +62,13 @@ def render_report(
 ) -> str:
     """The page as text; the arguments are those of :func:`write_report`."""
     reference = reference or ReferenceBox.from_baseline(result.baseline.totals, result.objectives)
-    rows = front_rows(result)
+    headings, cells = table_texts(result)
     text: str = _template().render(
         result=result,
         headline=headline(result),
         data=page_data(result, reference, network, costs),
-        headings=[heading for heading, _ in COLUMNS],
-        table=list(zip(rows, table_cells(rows), strict=True)),
+        headings=headings,
+        table=list(zip(front_rows(result), cells, strict=True)),
         reference=reference.describe(),
         measured=notes.measured(result),
         commands=notes.commands(result, run_folder),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epim_nas.files import atomic_path
+from epim_nas.study.metrics import METRICS, metric_of
 from epim_nas.study.results import Finalist, RunResult, TrialRecord
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 class FrontRow:
     """One design (or the baseline) as the tables show it; unmeasured values are None.
 
-    Accuracies are top-1 fractions (0..1). The fields, in order, are the columns of ``front.csv``.
+    Accuracies are top-1 fractions (0..1). The fields, in order, are the columns of ``front.csv``;
+    ``own`` has a column a metric.
 
     Attributes:
         name: ``baseline`` or ``trial N``.
@@ -37,6 +40,7 @@ class FrontRow:
         bits_compression: the part that fewer weight bits save.
         latency_ns: pipelined latency of one inference.
         energy_nj: energy of one inference.
+        own: objectives that the user registered -> value.
     """
 
     name: str
@@ -53,6 +57,7 @@ class FrontRow:
     bits_compression: float
     latency_ns: float
     energy_nj: float
+    own: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def front_rows(result: RunResult) -> tuple[FrontRow, ...]:
@@ -86,6 +91,7 @@ def _baseline_row(result: RunResult) -> FrontRow:
         bits_compression=1.0,
         latency_ns=float(totals["latency_ns"]),
         energy_nj=float(totals["energy_nj"]),
+        own=_own(result, totals),
     )
 
 
@@ -117,7 +123,23 @@ def _design_row(
         bits_compression=float(bits if bits is not None else compression / shape),
         latency_ns=float(metrics["latency_ns"]),
         energy_nj=float(metrics["energy_nj"]),
+        own=_own(result, metrics),
     )
+
+
+def own_objectives(result: RunResult) -> list[str]:
+    """Objectives that the user registered and that no other column shows."""
+    shown = {column.name for column in fields(FrontRow)}
+    names = map(metric_of, result.objectives)
+    return [
+        name
+        for name in names
+        if name not in shown and name in METRICS and METRICS[name].function is not None
+    ]
+
+
+def _own(result: RunResult, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _optional(metrics.get(name)) for name in own_objectives(result)}
 
 
 def _optional(value: float | None) -> float | None:
@@ -126,12 +148,13 @@ def _optional(value: float | None) -> float | None:
 
 def write_front_csv(result: RunResult, path: str | Path) -> None:
     """Replace ``path`` by the rows of :func:`front_rows`; unmeasured values are empty cells."""
-    columns = [column.name for column in fields(FrontRow)]
+    columns = [column.name for column in fields(FrontRow) if column.name != "own"]
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
+        writer.writerow([*columns, *own_objectives(result)])
         for row in front_rows(result):
-            writer.writerow([_cell(getattr(row, column)) for column in columns])
+            own = row.own.values()
+            writer.writerow([*(_cell(getattr(row, c)) for c in columns), *map(_cell, own)])
 
 
 def _cell(value: object) -> object:
@@ -172,7 +195,17 @@ COLUMNS: tuple[Column, ...] = (
     ("energy mJ", lambda row: millis(row.energy_nj)),
     ("note", lambda row: _note(row)),
 )
-"""Headings and texts of the table for people."""
+"""Headings and texts of the table for people; the user's own objectives come before the note."""
+
+
+def _with_own(columns: Sequence[Column], result: RunResult) -> list[Column]:
+    own: list[Column] = [(name, partial(_own_text, name)) for name in own_objectives(result)]
+    return [*columns[:-1], *own, columns[-1]]
+
+
+def _own_text(name: str, row: FrontRow) -> str:
+    value = row.own.get(name)
+    return "–" if value is None else f"{value:.4g}"
 
 
 _BEST_IN = {"best-accuracy": "super", "best-latency": "ms", "best-energy": "mJ"}
@@ -203,9 +236,11 @@ def _note(row: FrontRow) -> str:
     return ", ".join(notes)
 
 
-def table_cells(rows: Sequence[FrontRow]) -> list[list[str]]:
-    """The texts of :data:`COLUMNS` for every row."""
-    return [[text(row) for _, text in COLUMNS] for row in rows]
+def table_texts(result: RunResult) -> tuple[list[str], list[list[str]]]:
+    """The headings and the texts of every row of :func:`front_rows`."""
+    columns = _with_own(COLUMNS, result)
+    headings = [heading for heading, _ in columns]
+    return headings, [[text(row) for _, text in columns] for row in front_rows(result)]
 
 
 def rich_table(result: RunResult) -> Table:
@@ -222,25 +257,36 @@ def rich_table(result: RunResult) -> Table:
         "test images; note: best in",
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=0,
         pad_edge=False,
     )
-    for heading, _ in TERMINAL_COLUMNS:
+    own = own_objectives(result)
+    columns = _with_own(TERMINAL_COLUMNS, result)
+    if own:  # eighty columns have no room for all
+        columns = [column for column in columns if column[0] not in ("shape", "bits")]
+    for heading, _ in columns:
         note = heading == "note"
-        table.add_column(heading, justify="left" if note else "right", no_wrap=not note)
+        table.add_column(
+            heading,
+            justify="left" if note else "right",
+            no_wrap=not note and heading not in own,
+            overflow="fold",
+            min_width=8 if note else 6 if heading in own else None,
+        )
     for row in rows:
         style = "dim" if row.trial is None else "bold" if "knee" in row.selected else ""
         # Text, not str: a name from outside must not be read as console markup.
-        table.add_row(*(Text(text(row)) for _, text in TERMINAL_COLUMNS), style=style)
+        table.add_row(*(Text(text(row)) for _, text in columns), style=style)
     return table
 
 
 def markdown_table(result: RunResult) -> str:
     """The front as a markdown table."""
-    headings = [heading for heading, _ in COLUMNS]
+    headings, cells = table_texts(result)
     aligns = [":---" if name in ("design", "note") else "---:" for name in headings]
     lines = [_markdown_line(headings), _markdown_line(aligns)]
-    lines += [_markdown_line(cells) for cells in table_cells(front_rows(result))]
+    lines += map(_markdown_line, cells)
     return "\n".join(lines) + "\n"
 
 

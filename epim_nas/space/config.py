@@ -143,12 +143,15 @@ class LayerChoices(Strict):
     Attributes:
         dense: whether the layer may stay a dense convolution.
         epitome: sizes of epitomes, None for none.
+        generator: further choices from a function of your own, by its name
+            (:func:`epim_nas.extensions.register_choices`).
         weight_bits: bits of a weight.
         activation_bits: bits of the layer's input.
     """
 
     dense: bool = True
     epitome: EpitomeChoices | None = None
+    generator: str | None = None
     weight_bits: list[Bits] = pydantic.Field(default=[9], min_length=1)
     activation_bits: list[Bits] = pydantic.Field(default=[9], min_length=1)
 
@@ -165,6 +168,7 @@ class Rule(Strict):
         max_weights: largest number of weights.
         dense: see :class:`LayerChoices`.
         epitome: see :class:`LayerChoices`; the string ``none`` forbids epitomes.
+        generator: see :class:`LayerChoices`.
         weight_bits: see :class:`LayerChoices`.
         activation_bits: see :class:`LayerChoices`.
     """
@@ -177,6 +181,7 @@ class Rule(Strict):
     max_weights: int | None = None
     dense: bool | None = None
     epitome: EpitomeChoices | Literal["none"] | None = None
+    generator: str | None = None
     weight_bits: list[Bits] | None = pydantic.Field(default=None, min_length=1)
     activation_bits: list[Bits] | None = pydantic.Field(default=None, min_length=1)
 
@@ -190,7 +195,7 @@ class Rule(Strict):
     def applied(self, choices: LayerChoices) -> LayerChoices:
         """``choices`` with this rule's overrides."""
         changes: dict[str, Any] = {}
-        for name in ("dense", "weight_bits", "activation_bits"):
+        for name in ("dense", "generator", "weight_bits", "activation_bits"):
             if getattr(self, name) is not None:
                 changes[name] = getattr(self, name)
         if self.epitome is not None:

@@ -13,6 +13,7 @@ from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.network.spec import LayerSpec, Network
 from epim_nas.space.config import Crossbars, EpitomeChoices, LayerChoices, Matrix, SpaceConfig
+from epim_nas.space.generators import Given, generated
 from epim_nas.space.patterns import check_patterns, matches_any
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class Option:
         return EpitomeShape(outputs, inputs, height, width) if outputs and inputs else None
 
 
+AnyOption = Option | Given
+"""An option of a search-space file's lists, or a choice that a function gave."""
+
+
 def _channels(size: int | Fraction, channels: int) -> int:
     return max(1, math.ceil(size * channels)) if isinstance(size, Fraction) else size
 
@@ -137,7 +142,7 @@ def _required(chip: Chip | None, size: Crossbars, layer: LayerSpec) -> Chip:
 
 def options_of_layers(
     config: SpaceConfig, network: Network, chip: Chip | None
-) -> dict[str, dict[Option, Choice]]:
+) -> dict[str, dict[AnyOption, Choice]]:
     """Layer -> its options that make sense there, and the choice that each of them is.
 
     Raises:
@@ -147,7 +152,11 @@ def options_of_layers(
     options = {}
     for layer in network.weighted:
         choices = _choices_of(layer, config, network)
-        possible = {option: option.choice(layer, chip) for option in _options(choices)}
+        given: list[AnyOption] = [*_options(choices)]
+        if choices.generator is not None:
+            field = f"search space {config.name}: generator"
+            given += generated(choices.generator, layer, chip, field)
+        possible = {option: option.choice(layer, chip) for option in given}
         options[layer.name] = {o: choice for o, choice in possible.items() if choice is not None}
         if not options[layer.name]:
             out_channels, in_channels, *_ = layer.weight_shape
@@ -167,11 +176,11 @@ def _choices_of(layer: LayerSpec, config: SpaceConfig, network: Network) -> Laye
         position = {layers[0].name: "first", layers[-1].name: "last"}.get(layer.name)
         if rule.matches(layer, matches_any(layer.name, rule.patterns), position):
             choices = rule.applied(choices)
-    if not choices.dense and choices.epitome is None:
+    if not choices.dense and choices.epitome is None and choices.generator is None:
         raise InputError(
             f"search space {config.name}: {layer.name}",
             "the layer may be neither dense nor an epitome",
-            hint="Set `dense: true` or give `epitome` sizes.",
+            hint="Set `dense: true`, or give `epitome` sizes or a `generator`.",
         )
     return choices
 
@@ -202,7 +211,7 @@ def _sizes(epitome: EpitomeChoices) -> Iterator[tuple[Channels, Channels] | Matr
     yield from epitome.matrices
 
 
-def shown(options: Sequence[Option]) -> str:
+def shown(options: Sequence[AnyOption]) -> str:
     """A few options in words, for messages."""
     named = ", ".join(f"`{option}`" for option in options[:3])
     return f"{named} and {len(options) - 3} more" if len(options) > 3 else named

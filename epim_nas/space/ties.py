@@ -18,7 +18,7 @@ from epim_nas.epitome.design import Choice
 from epim_nas.errors import InputError
 from epim_nas.network.spec import INPUT, LayerSpec, Network
 from epim_nas.space.config import LimitedTie, SpaceConfig, Tie
-from epim_nas.space.options import Option, shown
+from epim_nas.space.options import AnyOption, shown
 from epim_nas.space.patterns import check_patterns, matches_any
 
 
@@ -163,8 +163,8 @@ def _is_gate(name: str, join: LayerSpec, network: Network) -> bool:
 
 
 def common_options(
-    tie: TiedLayers, options: Mapping[str, Mapping[Option, Choice]], field: str
-) -> list[Option]:
+    tie: TiedLayers, options: Mapping[str, Mapping[AnyOption, Choice]], field: str
+) -> list[AnyOption]:
     """The options that all layers of a tie have, in the first layer's order.
 
     Raises:
@@ -195,7 +195,7 @@ def common_options(
     )
 
 
-def _difference(first: Mapping[Option, Choice], second: Mapping[Option, Choice]) -> str:
+def _difference(first: Mapping[AnyOption, Choice], second: Mapping[AnyOption, Choice]) -> str:
     """What two layers allow: the first key in which they have nothing in common, else options."""
     for key, words in (("weight_bits", "weight bits"), ("activation_bits", "activation bits")):
         ours = sorted({getattr(option, key) for option in first})

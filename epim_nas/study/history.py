@@ -60,7 +60,8 @@ class History:
         self._table_is_old = False
         objectives = problem.objectives
         self._signs = np.array([-1.0 if is_maximised(name) else 1.0 for name in objectives])
-        self._measured = np.array([METRICS[metric_of(name)].measured for name in objectives])
+        metrics = [METRICS[metric_of(name)] for name in objectives]
+        self._measured = np.array([m.measured and m.function is None for m in metrics])
 
     def follow(self, study: optuna.Study, number: int) -> None:
         """Take in what has happened since the last call.

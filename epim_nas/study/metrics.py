@@ -6,10 +6,15 @@ after ``min`` or ``max``: ``utilization`` is maximised, ``min utilization`` mini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from epim_nas.errors import InputError, nearest
+
+MetricFunction = Callable[..., float]
+"""A metric of the user (:func:`epim_nas.extensions.register_metric`)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Metric:
             is a corner of their convex hull, where some weighted sum of them is least.
         exact: whether the additive metric is the metric itself, in every design.
         limitable: whether a budget may bound it from above.
+        function: computes it instead of the package, where a user registered one.
     """
 
     name: str
@@ -40,6 +46,30 @@ class Metric:
     parts: tuple[str, ...] = ()
     exact: bool = False
     limitable: bool = False
+    function: MetricFunction | None = None
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether a user's function may compute it: a modelled cost that is no exact count."""
+        return bool(self.additive) and not self.exact and not self.parts
+
+    def computed(self, *arguments: Any) -> float:
+        """What the user's function gives.
+
+        Raises:
+            InputError: it fails, or what it gives is not a finite number.
+        """
+        assert self.function is not None
+        field = f"metric {self.name}"
+        try:
+            value = float(self.function(*arguments))
+        except InputError:
+            raise
+        except Exception as error:  # the user's code
+            raise InputError(field, f"fails: {type(error).__name__}: {error}") from error
+        if not math.isfinite(value):
+            raise InputError(field, f"gives {value}", "a finite number")
+        return value
 
 
 METRICS: dict[str, Metric] = {
@@ -96,6 +126,32 @@ METRICS: dict[str, Metric] = {
         Metric("bits_compression", "the part of it from bits", maximise=True),
     )
 }
+
+
+def own_metrics(*, measured: bool) -> list[Metric]:
+    """Metrics that users registered: those that are measured, or those that are not."""
+    return [
+        metric
+        for metric in METRICS.values()
+        if metric.function is not None and metric.measured == measured
+    ]
+
+
+def own_costs(
+    metrics: Iterable[Metric], design: Any, network: Any, totals: Mapping[str, float]
+) -> dict[str, float]:
+    """The values of users' metrics that are not measured.
+
+    Args:
+        metrics: the metrics.
+        design: the design.
+        network: its network.
+        totals: its costs by the package's model.
+
+    Raises:
+        InputError: a function fails, or gives no finite number.
+    """
+    return {metric.name: metric.computed(design, network, totals) for metric in metrics}
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,11 +27,13 @@ class Score:
         accuracy: top-1 accuracy, 0..1.
         loss: mean cross-entropy in nats; NaN where an output is not finite.
         images: number of images.
+        own: metrics that the user registered -> value.
     """
 
     accuracy: float
     loss: float
     images: int
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(

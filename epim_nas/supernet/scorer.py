@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,14 @@ from torch import nn
 
 from epim_nas.data.base import Batch, Data
 from epim_nas.models.weights import save_weights
+from epim_nas.study.metrics import Metric
 from epim_nas.supernet.damage import measure_damage, peak_rate
-from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
+from epim_nas.supernet.evaluation import (
+    Score,
+    evaluate,
+    evaluation_mode,
+    recalibrate_batch_norm,
+)
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
 
@@ -33,6 +39,7 @@ class ScoreSettings:
         device: torch device.
         precision: see :func:`~epim_nas.supernet.evaluation.autocast`.
         seed: seed of the calibration images.
+        own: metrics that the user registered; each is called with the network and the images.
     """
 
     batch_size: int
@@ -41,6 +48,7 @@ class ScoreSettings:
     device: str
     precision: str
     seed: int
+    own: tuple[Metric, ...] = ()
 
     def calibration_batches(self, data: Data) -> list[Batch]:
         """The images that every design is recalibrated with, so that all are measured alike."""
@@ -68,6 +76,19 @@ class FinetuneResult:
     learning_rate: float
     damage: float
     curve: tuple[tuple[int, float], ...]
+
+
+def measure_own(metrics: Iterable[Metric], model: nn.Module, data: Data) -> dict[str, float]:
+    """The values of metrics that the user registered, of a network as it is.
+
+    Raises:
+        InputError: a function fails, or gives no finite number.
+    """
+    metrics = list(metrics)
+    if not metrics:
+        return {}
+    with evaluation_mode(model), torch.no_grad():
+        return {metric.name: metric.computed(model, data) for metric in metrics}
 
 
 class Scorer:
@@ -102,7 +123,8 @@ class Scorer:
     def score(self, row: Sequence[int]) -> Score:
         """Search-validation accuracy of a design: switch, recalibrate, measure."""
         with self._supernet.frozen(row):
-            return self._measure(self._supernet, "validation")
+            score = self._measure(self._supernet, "validation")
+            return replace(score, own=measure_own(self._settings.own, self._supernet, self._data))
 
     def finetune(
         self,

@@ -24,8 +24,8 @@ PROGRAM = Path(sys.executable).with_name("epim-nas")
 TIMEOUT_SECONDS = 240
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command, running."""
+def start(*arguments: object, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """The command, running in a folder."""
     environment = {
         **os.environ,
         # One thread computes the same bits on every machine with this processor.
@@ -36,7 +36,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     # A session of its own: a signal for it must not reach the tests.
     return subprocess.Popen(
         [str(PROGRAM), *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -47,9 +47,9 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command to its end."""
-    process = start(*arguments)
+    process = start(*arguments, cwd=cwd)
     stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

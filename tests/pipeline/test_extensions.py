@@ -1,0 +1,173 @@
+"""Parts of the user: the shipped example, and what is said where a part is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from epim_nas import CostModel, InputError, load_chip, load_network, search
+from epim_nas.cluster.registry import EXECUTORS
+from epim_nas.extensions import register_choices, register_metric
+from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.results import load_result
+from epim_nas.space.config import SpaceConfig
+from epim_nas.space.generators import GENERATORS
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.metrics import METRICS, parse_objective
+from epim_nas.study.results import RunResult, TrialRecord
+from epim_nas.study.strategies import STRATEGIES
+from tests.pipeline.command import ROOT, run
+from tests.pipeline.tiny import write_run
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    tables: list[dict] = [METRICS, GENERATORS, EXECUTORS, STRATEGIES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of examples/own_parts.yaml, searched by the command in its folder."""
+    work = tmp_path_factory.mktemp("own")
+    for name in ("gratings.py", "own_parts.py", "own_parts.yaml"):
+        shutil.copy(EXAMPLES / name, work)
+    done = run("search", "own_parts.yaml", "--out", "run", cwd=work)
+    assert done.returncode == 0, done.stderr
+    return work / "run"
+
+
+def test_the_example_uses_its_own_parts(example: Path) -> None:
+    front = json.loads(run("pareto", "run", "--json", cwd=example.parent).stdout)
+    network = load_network(example / "network.yaml")
+    cost = CostModel(network, load_chip("xbar_64"))
+    assert front["trials"] == 16
+    assert front["designs"]
+    dense = cost.evaluate(weight_bits=32).totals
+    totals = front["baseline"]["totals"]
+    assert totals["latency_ns"] == pytest.approx(dense.latency_ns + 20 * dense.tiles)
+    assert 0 < totals["noisy_accuracy"] <= 1
+    shapes = set()
+    for design in front["designs"]:
+        metrics = design["metrics"]
+        assert 0 < metrics["noisy_accuracy"] <= 1
+        expected = 64 * metrics["crossbars"] / metrics["tiles"] * 100e-6
+        assert metrics["programming_ms"] == pytest.approx(expected)
+        shapes |= {choice.split()[0] for choice in design["layers"].values()}
+        assert all("wrap" in c or c.startswith("dense") for c in design["layers"].values())
+    assert len(shapes) > 1  # the generator's epitomes were chosen, not dense layers alone
+    header, dense_row, *_ = (example / "front.csv").read_text().splitlines()
+    assert header.endswith(",noisy_accuracy,programming_ms")
+    assert float(dense_row.split(",")[-1]) == pytest.approx(totals["programming_ms"])
+    assert "programming_ms" in (example / "report.html").read_text()
+
+
+def test_costs_replace_ours_in_every_design(example: Path, monkeypatch) -> None:
+    monkeypatch.chdir(example.parent)
+    result = load_result(RunFolder(example))
+    cost = CostModel(load_network(example / "network.yaml"), load_chip("xbar_64"))
+    for trial in result.trials:
+        ours = cost.evaluate(trial.design).totals
+        assert trial.metrics["latency_ns"] == pytest.approx(ours.latency_ns + 20 * ours.tiles)
+        assert trial.metrics["edp_nj_ns"] == pytest.approx(
+            trial.metrics["latency_ns"] * trial.metrics["energy_nj"]
+        )
+
+
+def test_trials_are_called_back_with_once_each(tmp_path: Path) -> None:
+    file = write_run(tmp_path, search__trials=5, finalists__count=0)
+    seen: list[TrialRecord] = []
+    config, _ = load_run_config(str(file))
+    result: RunResult = search(config, tmp_path / "run", on_trial=seen.append)
+    assert [record.number for record in seen] == [trial.number for trial in result.trials]
+    search(config, tmp_path / "run", on_trial=seen.append)
+    assert len(seen) == 5
+
+
+def test_a_limit_on_an_own_cost_is_kept(tmp_path: Path) -> None:
+    register_metric("latency_ns", lambda design, network, totals: 7.0 * totals["crossbars"])
+    file = write_run(
+        tmp_path, search__trials=6, finalists__count=0, budget={"latency_ns": 7.0 * 100}
+    )
+    config, _ = load_run_config(str(file))
+    result = search(config, tmp_path / "run")
+    assert result.front
+    for trial in result.trials:
+        assert trial.feasible
+        assert trial.metrics["crossbars"] <= 100
+        assert trial.metrics["latency_ns"] == 7 * trial.metrics["crossbars"]
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda design, network, totals: 1 / 0, "ZeroDivisionError"),
+        (lambda design, network, totals: float("nan"), "a finite number"),
+        (lambda design, network: 1.0, "TypeError"),
+    ],
+    ids=["raises", "not a number", "other arguments"],
+)
+def test_a_failing_metric_is_named(tmp_path: Path, function, says: str) -> None:
+    register_metric("mine", function)
+    file = write_run(tmp_path, objectives=["accuracy", "mine"], search__trials=3)
+    config, _ = load_run_config(str(file))
+    with pytest.raises(InputError, match=says) as caught:
+        search(config, tmp_path / "run")
+    assert caught.value.field == "metric mine"
+
+
+@pytest.mark.parametrize("name", ["crossbars", "accuracy", "compression", "two words", "min"])
+def test_names_that_cannot_be_registered(name: str) -> None:
+    with pytest.raises(InputError, match="name"):
+        register_metric(name, lambda design, network, totals: 1.0)
+
+
+def test_a_registered_name_is_an_objective_and_may_be_registered_again() -> None:
+    for maximise in (True, False):
+        register_metric("mine", lambda *_: 1.0, maximise=maximise)
+        assert parse_objective("mine") == "mine"
+        assert METRICS["mine"].maximise == maximise
+    register_metric("energy_nj", lambda *_: 1.0)
+    register_metric("energy_nj", lambda *_: 2.0)
+    assert METRICS["energy_nj"].additive  # still bounded and swept as the cost that it is
+    assert METRICS["energy_nj"].computed(None, None, {}) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"extensions": ["not_there_at_all"]}, "extensions"),
+        ({"executor": {"kind": "rai"}}, "executor.kind"),
+        ({"objectives": ["accuracy", "mine"]}, "objectives"),
+    ],
+)
+def test_missing_parts_are_named(tmp_path: Path, changes: dict, field: str) -> None:
+    with pytest.raises(InputError, match=field):
+        load_run_config(str(write_run(tmp_path, **changes)))
+
+
+def test_wrong_choices_are_named(example: Path) -> None:
+    network = load_network(example / "network.yaml")
+    config = SpaceConfig.model_validate(
+        {"schema": "epim-nas/space@1", "name": "mine", "defaults": {"generator": "mine"}}
+    )
+    with pytest.raises(InputError, match="`mine` is not a generator"):
+        SearchSpace.build(config, network)
+    register_choices("mine", lambda layer, chip: ["dense"])  # type: ignore[arg-type,return-value]
+    with pytest.raises(InputError, match="objects of type `Choice`"):
+        SearchSpace.build(config, network)
+    register_choices("mine", lambda layer, chip: [1 / 0])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        SearchSpace.build(config, network)
