@@ -70,6 +70,83 @@ def export(
         typer.echo(str(path))
 
 
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of an export.")],
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check an exported design again: that nothing has changed, and that its parts agree.
+
+    epim-nas verify exports/demo
+    """
+    from epim_nas.export.verification import verify_export
+
+    manifest, checks = verify_export(folder)
+    if json_:
+        print_json(
+            {
+                "schema": "epim-nas/verification@1",
+                "network": manifest.network,
+                "design_sha256": manifest.design_sha256,
+                "checks": {check.part: check.found for check in checks},
+            }
+        )
+        return
+    for check in checks:
+        typer.echo(f"{check.part}: {check.found}")
+
+
+class Report(str, Enum):
+    """Forms of a report."""
+
+    html = "html"
+    md = "md"
+    latex = "latex"
+
+
+def report(
+    folder: RunDir,
+    to: Annotated[
+        Report, typer.Option("--to", help="The interactive page, a summary, or a LaTeX table.")
+    ] = Report.html,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="File to write; DIR/report.html, and stdout for the others, by default."
+        ),
+    ] = None,
+) -> None:
+    """Write the report of a run, finished or not: a page, a summary to print, a LaTeX table.
+
+    epim-nas report runs/demo --to md --out demo.md
+    """
+    from epim_nas.files import write_text
+    from epim_nas.pipeline.folder import RunFolder
+    from epim_nas.pipeline.results import report_text
+
+    run_folder = RunFolder(folder)
+    text = report_text(run_folder, to.value, out)
+    if out is None and to is not Report.html:
+        typer.echo(text, nl=False)
+        return
+    path = out or run_folder.report
+    write_text(path, text)
+    typer.echo(str(path))
+
+
+def schema(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="design, run, space, chip, manifest or datapath.")
+    ],
+) -> None:
+    """Print the JSON Schema of a kind of file, for editors and for programs that read it.
+
+    epim-nas schema design
+    """
+    from epim_nas.schemas import json_schema
+
+    print_json(json_schema(kind))
+
+
 def dashboard(
     folder: RunDir,
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 6006,

@@ -194,7 +194,18 @@ class _LayerFile(Strict):
         return self
 
 
-class _DesignFile(Strict):
+class DesignFile(Strict):
+    """A design file.
+
+    Attributes:
+        schema_: ``epim-nas/design@1``.
+        network: name of the network.
+        hardware: name and digest of the chip.
+        layers: name of a layer with a weight -> what it is made of.
+        totals: cost totals.
+        provenance: where the design came from.
+    """
+
     schema_: Literal["epim-nas/design@1"] = pydantic.Field(alias="schema")
     network: str
     hardware: dict[str, Any] = pydantic.Field(default_factory=dict)
@@ -209,7 +220,7 @@ def load_design(path: str | Path) -> Design:
     Raises:
         InputError: the file is missing, not YAML, or has a wrong field.
     """
-    data = validate(_DesignFile, load_yaml(path), str(path))
+    data = validate(DesignFile, load_yaml(path), str(path))
     return Design(
         network=data.network,
         choices={name: _choice_from_file(layer) for name, layer in data.layers.items()},

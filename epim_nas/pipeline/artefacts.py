@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from epim_nas.datapath.stored import stored_layers
-from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
 from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
 from epim_nas.export.manifest import write_manifest
+from epim_nas.export.verification import DATAPATH, WEIGHTS, check_epitomes
 from epim_nas.export.weights import export_weights
 from epim_nas.files import make_folder
 from epim_nas.models.weights import read_state
@@ -60,40 +57,20 @@ def export_trial(
     state = None if finalist is None else read_state(folder.path / finalist.weights)
     if weights is not None:
         state = read_state(weights)
-        _check_epitomes(state, design, weights)
+        check_epitomes(state, design, f"--weights {weights}")
     make_folder(out, "--out")
     files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
     if state is not None and what in ("weights", "all"):
-        path = out / "epitomes.safetensors"
+        path = out / WEIGHTS
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
     if what in ("datapath", "all"):
         quantization = folder.load_config().quantization.on(cost.chip)
         stored = None if state is None else stored_layers(network, design, state, quantization)
         # Of the many files the index stands for all.
-        files += export_datapath(design, network, cost.chip, out / "datapath", stored)[:1]
+        files += export_datapath(design, network, cost.chip, out / DATAPATH, stored)[:1]
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files
-
-
-def _check_epitomes(state: Mapping[str, Tensor], design: Design, file: Path) -> None:
-    """Refuse weights that are not those of a design.
-
-    Raises:
-        InputError: an epitome is missing or has another shape.
-    """
-    for name, choice in design.choices.items():
-        if choice.shape is None:
-            continue
-        tensor = state.get(f"{name}.epitome")
-        if tensor is None or tuple(tensor.shape) != choice.shape.as_tuple:
-            found = "no such tensor" if tensor is None else f"the shape {tuple(tensor.shape)}"
-            raise InputError(
-                "--weights",
-                f"{file} has {found} for `{name}.epitome`",
-                f"epitomes of this design; here {choice.shape.as_tuple}",
-                "Give the weights that were trained for the selected design.",
-            )

@@ -39,6 +39,7 @@ from epim_nas.pipeline.stages import (
     timed,
 )
 from epim_nas.pipeline.trials import describe_trials, run_trials
+from epim_nas.report.notes import chip_page, space_page
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.report.workers import WorkersWriter
 from epim_nas.space.space import SearchSpace
@@ -190,6 +191,7 @@ def _run(
             network=setup.network,
             cost=setup.cost.evaluate(knee.design) if knee else None,
             run_folder=str(folder.path),
+            texts={"chip": chip_page(setup.chip), "space": space_page(space)},
         )
     return result
 

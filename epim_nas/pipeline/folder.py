@@ -91,6 +91,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def report(self) -> Path:
+        """The interactive report."""
+        return self.path / "report.html"
+
+    @property
     def has_work(self) -> bool:
         """Whether anything is stored that took time to compute."""
         return (

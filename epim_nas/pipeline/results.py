@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,14 +14,15 @@ from typing import Any
 from epim_nas._version import __version__
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
-from epim_nas.files import write_json
+from epim_nas.files import write_json, write_text
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.finalists import load_finalists
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.report.html import write_report
+from epim_nas.report.html import render_report
+from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import SELECTIONS, front_numbers, select
@@ -131,6 +133,41 @@ def versions() -> dict[str, str]:
     return found
 
 
+def report_text(folder: RunFolder, form: str, out: Path | None = None) -> str:
+    """The report of what a run folder stores.
+
+    Args:
+        folder: the run.
+        form: ``html``, ``md`` or ``latex``.
+        out: where it will be; the summary names the front's picture as seen from there.
+
+    Raises:
+        InputError: not a run folder, nothing was scored yet, or jinja2 or plotly is not installed.
+    """
+    result, cost = load_result(folder), load_cost_model(folder)
+    if form == "html":
+        return _page(result, folder, cost, load_network(folder.network))
+    if form == "latex":
+        return latex_table(result, cost.chip.name)
+    picture = folder.path / "front.png"
+    beside = Path(os.path.relpath(picture, out.parent if out else Path())).as_posix()
+    return markdown_summary(
+        result, cost.chip.name, str(folder.path), beside if picture.exists() else None
+    )
+
+
+def _page(result: RunResult, folder: RunFolder, cost: CostModel, network: Network) -> str:
+    """``report.html``, with the layers' costs of the front and of the finalists."""
+    designs = {record.number: record.design for record in result.trials}
+    shown = dict.fromkeys([*result.front, *(f.number for f in result.finalists)])
+    return render_report(
+        result,
+        costs={number: cost.evaluate(designs[number]) for number in shown},
+        network=network,
+        run_folder=str(folder.path),
+    )
+
+
 def load_cost_model(folder: RunFolder) -> CostModel:
     """The cost model of a run, from the network and chip that its folder stores."""
     return CostModel(load_network(folder.network), load_chip(str(folder.chip)))
@@ -212,18 +249,11 @@ def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network
     best = best_number(result)
     if best is not None:
         full_design(result, by_number[best], cost).save(folder.path / "best.yaml")
-    costs = {number: cost.evaluate(by_number[number].design) for number in shown}
     try:
         from epim_nas.report.figures import save_front_png
 
         save_front_png(result, folder.path / "front.png")
-        write_report(
-            result,
-            folder.path / "report.html",
-            costs=costs,
-            network=network,
-            run_folder=str(folder.path),
-        )
+        write_text(folder.report, _page(result, folder, cost, network))
     except InputError as error:
         if error.field not in ("matplotlib", "jinja2", "plotly"):
             raise

@@ -41,6 +41,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOG_RATIO = 4.0
 """An axis whose largest value is this many times its smallest is logarithmic."""
 
+MOST_LABELLED = 80
+"""A heat map of more layers has no numbers in its cells."""
+
 DRAWN_BARS: tuple[tuple[str, str, str, Callable[[LayerRow], float | None]], ...] = (
     ("epitome size", "% of the weight", GREEN, lambda row: _scaled(row.size_fraction, 100)),
     ("weight bits", "bits", ORANGE, lambda row: _scaled(row.weight_bits, 1)),
@@ -124,6 +127,60 @@ def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     wrapped = any(row.wrap for row in rows)
     figure.suptitle(title + ("  (hatched: wrapped)" if wrapped else ""), fontsize=11, color=INK)
     return figure
+
+
+def heat_map_figure(rows: Sequence[LayerRow], title: str) -> Figure:
+    """A heat map of a design: layers across, what each is and costs down.
+
+    Every line has its own scale, from its smallest to its largest value; unknown lines are left
+    out.
+
+    Args:
+        rows: the layers of one design.
+        title: above the figure.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    charts = [
+        (_heading(name, label), [value(row) for row in rows])
+        for name, label, _, value in DRAWN_BARS
+    ]
+    charts = [chart for chart in charts if any(value is not None for value in chart[1])]
+    figure = new_figure(max(7.0, 3.2 + 0.34 * len(rows)), 1.6 + 0.52 * max(1, len(charts)))
+    panel = figure.add_subplot()
+    shares = [_shares(values) for _, values in charts] or [[0.0] * len(rows)]
+    panel.imshow(shares, cmap="cividis", aspect="auto", vmin=0.0, vmax=1.0)
+    for line, (_, values) in enumerate(charts):
+        for place, value in enumerate(values):
+            if value is not None and len(rows) <= MOST_LABELLED:
+                ink = "white" if shares[line][place] < 0.55 else INK
+                panel.text(
+                    place, line, _short(value), ha="center", va="center", color=ink, fontsize=6
+                )
+    panel.set_yticks(range(len(charts)), [name for name, _ in charts], fontsize=8)
+    panel.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=7)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure
+
+
+def _heading(name: str, label: str) -> str:
+    """A line's heading: an axis label that says its unit, or the name with it."""
+    return label if "(" in label else name if label in name else f"{name} ({label})"
+
+
+def _shares(values: Sequence[float | None]) -> list[float]:
+    """Values from 0 (the smallest) to 1 (the largest); unknown ones and a single value are 0."""
+    known = [value for value in values if value is not None]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    return [0.0 if value is None or not span else (value - low) / span for value in values]
+
+
+def _short(value: float) -> str:
+    """A number in few signs."""
+    return f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.2g}"
 
 
 def save_front_png(result: RunResult, path: str | Path, dpi: int = 160) -> None:

@@ -6,6 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from epim_nas.files import dump_yaml
+from epim_nas.hardware.chip import Chip
+from epim_nas.space.space import SearchSpace
 from epim_nas.study.results import RunResult
 
 _MEASURED = (
@@ -97,6 +100,26 @@ def commands(result: RunResult, folder: str | None = None) -> list[tuple[str, st
             f"epim-nas finetune {shlex.quote(f'{folder}/best.yaml')} --run {run_file}",
         ),
     ]
+
+
+def chip_page(chip: Chip) -> str:
+    """A chip as markdown: its name, its digest and all of its keys."""
+    text = dump_yaml(chip.to_dict())
+    return f"**{chip.name}** (digest {chip.digest[:16]})\n\n```yaml\n{text}```\n"
+
+
+def space_page(space: SearchSpace) -> str:
+    """A search space as markdown: how large it is, and what each group of layers may become."""
+    lines = [
+        f"**{space.name}** on {space.network}: 10^{space.log10_size:.1f} designs, "
+        f"{space.dropped} choices dropped that another one beats\n",
+        "| layers | choices | the fewest crossbars | the most crossbars |",
+        "| :--- | ---: | :--- | :--- |",
+    ]
+    for group in space.groups:
+        first, last = str(group.choices[0][0]), str(group.choices[-1][0])
+        lines.append(f"| {', '.join(group.layers)} | {len(group)} | {first} | {last} |")
+    return "\n".join(lines) + "\n"
 
 
 def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

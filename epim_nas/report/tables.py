@@ -285,10 +285,11 @@ def markdown_table(result: RunResult) -> str:
     """The front as a markdown table."""
     headings, cells = table_texts(result)
     aligns = [":---" if name in ("design", "note") else "---:" for name in headings]
-    lines = [_markdown_line(headings), _markdown_line(aligns)]
-    lines += map(_markdown_line, cells)
+    lines = [markdown_line(headings), markdown_line(aligns)]
+    lines += map(markdown_line, cells)
     return "\n".join(lines) + "\n"
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A row of a markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from epim_nas.epitome.design import FLOAT_BITS, Design
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.report import events, notes
-from epim_nas.report.layers import NetworkCostLike, layer_rows
+from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 from epim_nas.report.tables import markdown_table
 from epim_nas.study.metrics import metric_of
 from epim_nas.study.pareto import HypervolumeTracker, ReferenceBox, front_numbers
@@ -55,7 +56,11 @@ LAYOUT = {
     "Search": {
         "hypervolume over trials": ["Multiline", ["hypervolume/over_trials"]],
         "hypervolume over seconds": ["Multiline", ["hypervolume/over_seconds"]],
-        "best accuracy within a budget": ["Multiline", ["best_accuracy/.*"]],
+        "best accuracy within a budget over trials": ["Multiline", ["best_accuracy/.*"]],
+        "best accuracy within a budget over seconds": [
+            "Multiline",
+            ["best_accuracy_over_seconds/.*"],
+        ],
     },
     "Training": {
         "loss of supernet and finalists": ["Multiline", ["training/loss"]],
@@ -186,6 +191,7 @@ class DashboardWriter:
         network: Network | None = None,
         cost: NetworkCostLike | None = None,
         run_folder: str | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Write the final figures and the text pages, replacing those of an earlier end.
 
@@ -194,6 +200,7 @@ class DashboardWriter:
             network: the network, for the layers' epitome sizes.
             cost: cost of the selected design (the knee), for the layers' bars.
             run_folder: the run folder as the commands should name it.
+            texts: further pages: tag -> markdown.
         """
         for record in result.trials:
             self.add_trial(record)
@@ -204,9 +211,8 @@ class DashboardWriter:
         step = len(self._trials)
         from torch.utils.tensorboard.summary import text
 
-        summaries = [
-            (text(tag, page), step) for tag, page in _pages(result, self.reference, run_folder)
-        ]
+        pages = [*_pages(result, self.reference, run_folder), *(texts or {}).items()]
+        summaries = [(text(tag, page), step) for tag, page in pages]
         png = self._draw(lambda: _front(result))
         if png is not None:
             summaries.append((events.image_summary("front", png), step))
@@ -214,9 +220,12 @@ class DashboardWriter:
         record_of = {trial.number: trial for trial in result.trials}
         if selected in record_of:
             design = record_of[selected].design
-            png = self._draw(lambda: _layers(design, network, cost, f"knee: trial {selected}"))
-            if png is not None:
-                summaries.append((events.image_summary("selected_design/layers", png), step))
+            rows = layer_rows(design, network, cost)
+            for name, draw in (("layers", "layers_figure"), ("heat_map", "heat_map_figure")):
+                png = self._draw(partial(_layers, draw, rows, f"knee: trial {selected}"))
+                if png is not None:
+                    tag = f"selected_design/{name}"
+                    summaries.append((events.image_summary(tag, png), step))
         events.write_run(self.folder / "result", summaries)
 
     def close(self) -> None:
@@ -266,17 +275,18 @@ class DashboardWriter:
         self._search.scalar("hypervolume/over_trials", volume, step, at)
         seconds = max(0, round(at - self._started_at))
         self._search.scalar("hypervolume/over_seconds", volume, seconds, at)
-        for tag, best in self._best_accuracies(record):
-            self._search.scalar(tag, best, step, at)
+        for level, best in self._best_accuracies(record):
+            self._search.scalar(f"best_accuracy/{level}", best, step, at)
+            self._search.scalar(f"best_accuracy_over_seconds/{level}", best, seconds, at)
 
     def _best_accuracies(self, record: TrialRecord) -> Iterable[tuple[str, float]]:
-        """(tag, best accuracy so far) for each level of the crossbar budget, once there is one."""
+        """(level of the crossbar budget, best accuracy so far within it), where there is one."""
         accuracy = record.metrics.get("accuracy")
         limit = self.budget.get("crossbars")
-        levels: dict[str, bool] = {"best_accuracy/feasible": record.feasible}
+        levels: dict[str, bool] = {"feasible": record.feasible}
         if limit is not None:
             for fraction in BUDGET_LEVELS:
-                tag = f"best_accuracy/within_{int(limit * fraction)}_crossbars"
+                tag = f"within_{int(limit * fraction)}_crossbars"
                 fits = float(record.metrics["crossbars"]) <= limit * fraction
                 levels[tag] = record.feasible and fits
         for tag, counts in levels.items():
@@ -334,12 +344,11 @@ def _front(result: RunResult) -> Figure:
     return front_figure(result, PANELS, title)
 
 
-def _layers(
-    design: Design, network: Network | None, cost: NetworkCostLike | None, title: str
-) -> Figure:
-    from epim_nas.report.figures import layers_figure
+def _layers(draw: str, rows: Sequence[LayerRow], title: str) -> Figure:
+    from epim_nas.report import figures
 
-    return layers_figure(layer_rows(design, network, cost), title)
+    figure: Figure = getattr(figures, draw)(rows, title)
+    return figure
 
 
 def _pages(

@@ -13,6 +13,7 @@ from epim_nas.network.spec import Network
 from epim_nas.report.figures import (
     PNG_SIGNATURE,
     front_figure,
+    heat_map_figure,
     layers_figure,
     png_bytes,
     save_front_png,
@@ -64,6 +65,26 @@ def test_layers_figure_has_the_layers_values(result: RunResult, network: Network
     assert bars["energy (µJ)"] == pytest.approx([(row.energy_nj or 0) / 1e3 for row in rows])
     unknown = layers_figure(layer_rows(design), "no cost")
     assert [axes.get_ylabel() for axes in unknown.axes] == ["bits"]
+
+
+def test_heat_map_has_a_scale_for_every_line(result: RunResult, network: Network) -> None:
+    design = result.trials[0].design
+    rows = layer_rows(design, network, network_cost(network, design))
+    (panel,) = heat_map_figure(rows, "trial 0").axes
+    (image,) = panel.images
+    lines = [label.get_text() for label in panel.get_yticklabels()]
+    assert lines == ["epitome size (% of the weight)", "weight bits", "crossbars",
+                     "busy time (µs)", "energy (µJ)"]  # fmt: skip
+    shown = image.get_array()
+    assert shown is not None
+    for line, values in ((2, [row.crossbars for row in rows]),
+                         (4, [row.energy_nj for row in rows])):  # fmt: skip
+        low, span = min(values), max(values) - min(values)
+        assert list(shown[line]) == pytest.approx([(value - low) / span for value in values])
+    texts = [text.get_text() for text in panel.texts]
+    assert texts[2 * len(rows) : 3 * len(rows)] == [str(row.crossbars) for row in rows]
+    (unknown,) = heat_map_figure(layer_rows(design), "no cost").axes
+    assert [label.get_text() for label in unknown.get_yticklabels()] == ["weight bits"]
 
 
 def test_png_is_reproducible_and_sharp(result: RunResult, tmp_path: Path) -> None:

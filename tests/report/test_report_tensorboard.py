@@ -117,12 +117,18 @@ def test_curves_of_the_search(dashboard: Path, result: RunResult) -> None:
         assert within
         best = search.Scalars(f"best_accuracy/within_{int(fraction * limit)}_crossbars")
         assert best[-1].value == pytest.approx(max(within))
+        level = f"within_{int(fraction * limit)}_crossbars"
+        timed = search.Scalars(f"best_accuracy_over_seconds/{level}")
+        assert timed[-1].value == pytest.approx(max(within))
+        assert timed[-1].step == last.step
 
 
 def test_figures_texts_and_training_curves(dashboard: Path, result: RunResult) -> None:
     assert [image.step for image in read(dashboard / "search").Images("front")] == [25]
     final = read(dashboard / "result")
-    assert set(final.Tags()["images"]) == {"front", "selected_design/layers"}
+    assert set(final.Tags()["images"]) == {
+        "front", "selected_design/layers", "selected_design/heat_map"
+    }  # fmt: skip
     for tag in final.Tags()["images"]:
         (image,) = final.Images(tag)
         assert image.encoded_image_string.startswith(PNG_SIGNATURE)

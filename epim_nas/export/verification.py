@@ -1,0 +1,133 @@
+"""Checking an export folder again: that it is as it was written, and that its parts agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epim_nas.datapath.index import INDEX_FILE
+from epim_nas.epitome.design import Design, load_design
+from epim_nas.errors import InputError
+from epim_nas.export.design import DESIGN_FILE
+from epim_nas.export.manifest import Manifest, design_digest, verify_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "epitomes.safetensors"
+"""File of the epitomes in an export folder."""
+DATAPATH = "datapath"
+"""Its folder of the datapath."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that was passed.
+
+    Attributes:
+        part: what was checked.
+        found: what was found.
+    """
+
+    part: str
+    found: str
+
+
+def verify_export(folder: str | Path) -> tuple[Manifest, list[Check]]:
+    """Check a folder that ``epim-nas export`` wrote.
+
+    Every file against its digest; the design against the manifest; epitomes against the design
+    (names, shapes, finite values); the datapath's tables in both formats and its memory images
+    against one another and the design; ONNX files by onnx itself.
+
+    Returns:
+        The manifest and what was checked.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    folder = Path(folder)
+    manifest = verify_manifest(folder)
+    checks = [Check("digests", f"{len(manifest.files)} files are as they were written")]
+    design = None
+    if DESIGN_FILE in manifest.files:
+        design = _design(folder / DESIGN_FILE, manifest)
+        checks.append(Check("design", f"{len(design.choices)} layers of {design.network}"))
+    parts: tuple[tuple[str, str, Callable[[Path, Design | None], str]], ...] = (
+        ("weights", WEIGHTS, _weights),
+        ("datapath", f"{DATAPATH}/{INDEX_FILE}", _datapath),
+    )
+    for part, name, check in parts:
+        if name in manifest.files:
+            checks.append(Check(part, check(folder / name, design)))
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            checks.append(Check(name, _onnx(folder / name)))
+    return manifest, checks
+
+
+def _design(path: Path, manifest: Manifest) -> Design:
+    design = load_design(path)
+    if design_digest(design) != manifest.design_sha256:
+        raise InputError(
+            str(path), "is another design than the manifest's",
+            f"the design with the digest {manifest.design_sha256[:12]}...",
+            "Export the design again.",
+        )  # fmt: skip
+    return design
+
+
+def _weights(path: Path, design: Design | None) -> str:
+    import torch
+
+    from epim_nas.export.weights import load_weights
+
+    tensors, _ = load_weights(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name}", "contains NaN or infinity", "finite numbers")
+    if design is not None:
+        check_epitomes(tensors, design, str(path))
+    return f"{len(tensors)} tensors, all finite"
+
+
+def check_epitomes(tensors: Mapping[str, Tensor], design: Design, source: str) -> None:
+    """Check that weights are those of a design.
+
+    Raises:
+        InputError: an epitome is missing or has another shape.
+    """
+    for name, choice in design.choices.items():
+        if choice.shape is None:
+            continue
+        tensor = tensors.get(f"{name}.epitome")
+        if tensor is None or tuple(tensor.shape) != choice.shape.as_tuple:
+            found = "no such tensor" if tensor is None else f"the shape {tuple(tensor.shape)}"
+            raise InputError(
+                source,
+                f"has {found} for `{name}.epitome`",
+                f"epitomes of this design; here {choice.shape.as_tuple}",
+                "Give the weights that were trained for the selected design.",
+            )
+
+
+def _datapath(path: Path, design: Design | None) -> str:
+    from epim_nas.export.datapath import read_datapath
+
+    _, layers = read_datapath(path.parent, design)
+    return f"tables and memory images of {len(layers)} layers agree"
+
+
+def _onnx(path: Path) -> str:
+    try:
+        import onnx
+    except ImportError:
+        return "not checked beyond its digest: the package onnx is not installed"
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # onnx has several, and protobuf its own
+        raise InputError(str(path), f"is not valid ONNX ({type(error).__name__})") from None
+    return f"valid ONNX of {len(model.graph.node)} nodes"

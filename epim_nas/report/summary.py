@@ -1,0 +1,153 @@
+"""A run on paper: a summary in markdown, and the front as a LaTeX table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from epim_nas.report import notes
+from epim_nas.report.page_data import headline
+from epim_nas.report.tables import (
+    FrontRow,
+    front_rows,
+    markdown_line,
+    markdown_table,
+    millis,
+    own_objectives,
+    percent,
+)
+from epim_nas.study.results import RunResult
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "–": "--",
+}
+
+
+def markdown_summary(
+    result: RunResult, chip: str, run_folder: str | None = None, picture: str | None = None
+) -> str:
+    """What was searched, what was found and how it was measured, to print or to keep with a paper.
+
+    Args:
+        result: the run.
+        chip: name of the chip.
+        run_folder: the run folder as the commands should name it.
+        picture: path of the front's picture, as the file should name it.
+    """
+    config = result.config
+    facts = [
+        ("network", config["model"]["name"]),
+        ("baseline weights", result.baseline.weights),
+        ("data", config["data"]["name"]),
+        ("chip", chip),
+        ("search space", _space(config["space"])),
+        ("budget", _listed(f"{name} {value:,g}" for name, value in result.budget.items())),
+        ("objectives", _listed(result.objectives)),
+        ("strategy", f"{config['search']['strategy']}, {len(result.trials)} designs scored"),
+        *((name, str(value)) for name, value in notes.seeds(config)),
+        ("versions", _listed(f"{name} {value}" for name, value in result.versions.items())),
+        ("time", _listed(f"{name} {value:.0f} s" for name, value in result.seconds.items())),
+    ]
+    parts = [f"# {result.name}", headline(result)["sentence"]]
+    if picture is not None:
+        parts.append(f"![Accuracy against cost]({picture})")
+    parts += [
+        "## Front",
+        markdown_table(result).rstrip(),
+        "## Run",
+        _table(["", ""], facts),
+        "## How each number was measured",
+        _table(["number", "how"], notes.measured(result)),
+        "## Commands",
+        *(
+            f"{purpose}:\n\n    {command}"
+            for purpose, command in notes.commands(result, run_folder)
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_table(result: RunResult, chip: str) -> str:
+    r"""The front as a LaTeX ``table`` (needs ``\usepackage{booktabs}``).
+
+    Args:
+        result: the run.
+        chip: name of the chip, for the caption.
+    """
+    own = own_objectives(result)
+    headings = [
+        "design", r"\multicolumn{3}{c}{top-1 (\%)}", "crossbars",
+        r"\multicolumn{3}{c}{compression}",
+        "latency (ms)", "energy (mJ)", *map(latex_text, own),
+    ]  # fmt: skip
+    under = ["", "shared", "tuned", "test", "", "total", "shape", "bits", "", ""]
+    under += [""] * len(own)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{{_caption(result, chip)}}}",
+        f"  \\label{{tab:{result.name}}}",
+        f"  \\begin{{tabular}}{{l{'r' * (9 + len(own))}}}",
+        r"    \toprule",
+        f"    {' & '.join(headings)} \\\\",
+        r"    \cmidrule(lr){2-4}\cmidrule(lr){6-8}",
+        f"    {' & '.join(under)} \\\\",
+        r"    \midrule",
+    ]
+    for row in front_rows(result):
+        lines.append(f"    {' & '.join(map(latex_text, _cells(row)))} \\\\")
+        if row.trial is None:
+            lines.append(r"    \midrule")
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Text with LaTeX's own characters escaped."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _cells(row: FrontRow) -> list[str]:
+    return [
+        "dense, 32 bit" if row.trial is None else row.name,
+        percent(row.supernet_top1),
+        percent(row.validation_top1),
+        percent(row.test_top1),
+        f"{row.crossbars:,}",
+        f"{row.compression:.1f}×",
+        f"{row.shape_compression:.2f}×",
+        f"{row.bits_compression:.2f}×",
+        millis(row.latency_ns),
+        millis(row.energy_nj),
+        *("–" if value is None else f"{value:.4g}" for value in row.own.values()),
+    ]
+
+
+def _caption(result: RunResult, chip: str) -> str:
+    model, data = result.config["model"]["name"], result.config["data"]["name"]
+    budget = _listed(f"{name} at most {value:,g}" for name, value in result.budget.items())
+    return (
+        latex_text(f"Pareto front of {result.name} ({model} on {data}, chip {chip}; {budget}). ")
+        + r"Top-1 with shared weights and after fine-tuning on validation images, and after "
+        r"fine-tuning on test images. Latency and energy of one inference are modelled."
+    )
+
+
+def _space(space: object) -> str:
+    name = space.get("name", "") if isinstance(space, dict) else space
+    return Path(str(name)).stem
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return ", ".join(parts)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [markdown_line(headings), markdown_line([":---"] * len(headings))]
+    return "\n".join([*lines, *map(markdown_line, rows)])

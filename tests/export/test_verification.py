@@ -1,0 +1,109 @@
+"""`epim-nas verify`: an untouched export passes, and every kind of damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from epim_nas import InputError, load_chip
+from epim_nas.epitome.design import Choice, Design, load_design
+from epim_nas.epitome.shape import EpitomeShape
+from epim_nas.export.datapath import export_datapath
+from epim_nas.export.design import export_design
+from epim_nas.export.manifest import MANIFEST_FILE, write_manifest
+from epim_nas.export.verification import DATAPATH, WEIGHTS, verify_export
+from epim_nas.export.weights import export_weights
+from epim_nas.network.spec import INPUT, LayerSpec, Network
+
+NETWORK = Network(
+    "tiny",
+    (
+        LayerSpec("a", "conv", (INPUT,), 16, 32, (8, 8), (8, 8), (3, 3), padding=(1, 1)),
+        LayerSpec("p", "pooling", ("a",), 32, 32, (8, 8), (1, 1)),
+        LayerSpec("fc", "fc", ("p",), 32, 10),
+    ),
+    (16, 8, 8),
+)
+DESIGN = Design(
+    "tiny",
+    {
+        "a": Choice(EpitomeShape(16, 8, 4, 4), True, 3, 9),
+        "fc": Choice(weight_bits=5, activation_bits=9),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    export_design(DESIGN, folder, NETWORK)
+    tensors = {"a.epitome": torch.randn(16, 8, 4, 4), "fc.weight": torch.randn(10, 32)}
+    export_weights(tensors, folder / WEIGHTS)
+    export_datapath(DESIGN, NETWORK, load_chip("xbar_64"), folder / DATAPATH)
+    write_manifest(folder, DESIGN)
+    return folder
+
+
+@pytest.fixture
+def export(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "export")
+
+
+def test_an_untouched_export_passes(export: Path) -> None:
+    manifest, checks = verify_export(export)
+    assert manifest.network == "tiny"
+    assert [check.part for check in checks] == ["digests", "design", "weights", "datapath"]
+
+
+def truncate(folder: Path) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_design(folder: Path) -> None:
+    design = load_design(folder / "design.yaml")
+    choices = {**design.choices, "fc": Choice(weight_bits=4, activation_bits=9)}
+    Design("tiny", choices).save(folder / "design.yaml")
+    rewrite(folder)
+
+
+def other_shape(folder: Path) -> None:
+    export_weights({"a.epitome": torch.randn(16, 4, 4, 4)}, folder / WEIGHTS)
+    rewrite(folder)
+
+
+def other_tables(folder: Path) -> None:
+    table = next((folder / DATAPATH).glob("000-a/tables.json"))
+    other = next((folder / DATAPATH).glob("001-fc/tables.json"))
+    shutil.copy(other, table)
+    rewrite(folder)
+
+
+def rewrite(folder: Path) -> None:
+    """A manifest of the changed files that still claims the old design."""
+    write_manifest(folder, DESIGN)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: (folder / "layers.csv").unlink(), "files.layers.csv"),
+        (truncate, f"files.{WEIGHTS}"),
+        (lambda folder: (folder / MANIFEST_FILE).write_text("{"), MANIFEST_FILE),
+        (other_design, "design.yaml"),
+        (other_shape, "a.epitome"),
+        (other_tables, "differs from"),
+    ],
+    ids=["missing", "changed", "manifest", "design", "weights", "datapath"],
+)
+def test_damage_is_named(export: Path, damage: Callable[[Path], object], named: str) -> None:
+    damage(export)
+    with pytest.raises(InputError) as caught:
+        verify_export(export)
+    assert named in str(caught.value)
+    assert json.dumps(str(caught.value))
