@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import subprocess
 import sys
@@ -10,6 +12,9 @@ from pathlib import Path
 from epim_nas.errors import EpimError, InputError
 
 log = logging.getLogger(__name__)
+
+TRIALS = "trials"
+"""Folder of the runs of single trials."""
 
 
 def serve_tensorboard(folder: Path, host: str, port: int) -> None:
@@ -35,10 +40,33 @@ def serve_tensorboard(folder: Path, host: str, port: int) -> None:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
     command += ["--host", host, "--port", str(port)]
     if port:
-        log.info("TensorBoard on http://%s:%d (Ctrl-C ends it)", host, port)
+        log.info("TensorBoard, until Ctrl-C:")
+        for what, link in links(folder, host, port).items():
+            log.info("%s: %s", what, link)
     try:
         status = subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
         return
     if status:
         raise EpimError(f"TensorBoard ended with exit code {status}; is port {port} in use?")
+
+
+def links(folder: Path, host: str, port: int) -> dict[str, str]:
+    """What a page shows -> its address, with the runs selected that it needs.
+
+    With more than some twenty runs TensorBoard selects none, and every trial is a run: without the
+    selection in the address the figures and curves would be empty at first.
+    """
+    shown = {
+        str(path.parent.relative_to(folder)): True
+        for path in sorted(folder.rglob("events.out.tfevents.*"))
+        if path.relative_to(folder).parts[0] != TRIALS
+    }
+    state = base64.b64encode(json.dumps(shown, separators=(",", ":")).encode()).decode()
+    base = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return {
+        "front and chosen design": f"{base}#images&runSelectionState={state}",
+        "curves": f"{base}#custom_scalars&runSelectionState={state}",
+        "tables": f"{base}#text&runSelectionState={state}",
+        "all designs": f"{base}#hparams",
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.report import events, notes
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
+from epim_nas.report.serve import TRIALS
 from epim_nas.report.tables import markdown_table
 from epim_nas.study.metrics import metric_of
 from epim_nas.study.pareto import HypervolumeTracker, ReferenceBox, front_numbers
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PANELS = ("latency_ns", "energy_nj", "crossbars")
-"""Costs against which the front's figure shows the accuracy."""
+"""Costs against which the front's figures show the accuracy; each is a picture of its own, since
+TensorBoard shows pictures small."""
 
 UNITS = {"latency_ns": ("latency_ms", 1e-6), "energy_nj": ("energy_mj", 1e-6)}
 """Metric -> (name shown, factor); other metrics are shown as they are."""
@@ -213,9 +215,7 @@ class DashboardWriter:
 
         pages = [*_pages(result, self.reference, run_folder), *(texts or {}).items()]
         summaries = [(text(tag, page), step) for tag, page in pages]
-        png = self._draw(lambda: _front(result))
-        if png is not None:
-            summaries.append((events.image_summary("front", png), step))
+        summaries += [(summary, step) for summary in self._fronts(result)]
         selected = result.selected.get("knee")
         record_of = {trial.number: trial for trial in result.trials}
         if selected in record_of:
@@ -297,11 +297,17 @@ class DashboardWriter:
 
     def _write_front(self) -> None:
         step = len(self._trials)
-        if self._search.has("front", step):
+        if self._search.has(_front_tag(PANELS[-1]), step):
             return
-        png = self._draw(lambda: _front(self._so_far()))
-        if png is not None:
-            self._search.add(events.image_summary("front", png), step)
+        for summary in self._fronts(self._so_far()):
+            self._search.add(summary, step)
+
+    def _fronts(self, result: RunResult) -> Iterator[Any]:
+        """The front's pictures, one against each cost."""
+        for metric in PANELS:
+            png = self._draw(partial(_front, result, metric))
+            if png is not None:
+                yield events.image_summary(_front_tag(metric), png)
 
     def _so_far(self) -> RunResult:
         trials = tuple(self._trials[number] for number in sorted(self._trials))
@@ -334,14 +340,18 @@ class DashboardWriter:
 
 
 def _trial_run(number: int) -> str:
-    return f"trials/{number:04d}"
+    return f"{TRIALS}/{number:04d}"
 
 
-def _front(result: RunResult) -> Figure:
+def _front_tag(metric: str) -> str:
+    return f"front/{UNITS.get(metric, (metric, 1.0))[0]}"
+
+
+def _front(result: RunResult, metric: str) -> Figure:
     from epim_nas.report.figures import front_figure
 
     title = f"{result.name}: {len(result.trials)} trials, {len(result.front)} on the front"
-    return front_figure(result, PANELS, title)
+    return front_figure(result, [metric], title)
 
 
 def _layers(draw: str, rows: Sequence[LayerRow], title: str) -> Figure:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -17,9 +19,12 @@ from epim_nas.network.spec import Network
 from epim_nas.report import tensorboard
 from epim_nas.report.events import RunEvents, write_run
 from epim_nas.report.figures import PNG_SIGNATURE
+from epim_nas.report.serve import links
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.results import RunResult
+
+FRONTS = {"front/latency_ms", "front/energy_mj", "front/crossbars"}
 
 
 def writer(folder: Path, result: RunResult, **options: Any) -> DashboardWriter:
@@ -124,10 +129,13 @@ def test_curves_of_the_search(dashboard: Path, result: RunResult) -> None:
 
 
 def test_figures_texts_and_training_curves(dashboard: Path, result: RunResult) -> None:
-    assert [image.step for image in read(dashboard / "search").Images("front")] == [25]
+    grown = read(dashboard / "search")
+    assert set(grown.Tags()["images"]) == FRONTS
+    for tag in FRONTS:
+        assert [image.step for image in grown.Images(tag)] == [25]
     final = read(dashboard / "result")
-    assert set(final.Tags()["images"]) == {
-        "front", "selected_design/layers", "selected_design/heat_map"
+    assert set(final.Tags()["images"]) == FRONTS | {
+        "selected_design/layers", "selected_design/heat_map"
     }  # fmt: skip
     for tag in final.Tags()["images"]:
         (image,) = final.Images(tag)
@@ -197,7 +205,7 @@ def test_large_study_keeps_the_rows_of_its_front_and_fewer_figures(
     assert rows == {*range(20), *grew}
     assert set(result.front) <= rows
     assert len(rows) < 100
-    steps = [image.step for image in search.Images("front")]
+    steps = [image.step for image in search.Images("front/crossbars")]
     assert steps == [*range(2, 20, 2), *range(20, 40, 4), *range(40, 80, 8), *range(80, 101, 16)]
 
 
@@ -241,3 +249,20 @@ def test_without_matplotlib_one_warning_and_no_figures(
 def test_baseline_without_a_cost_is_refused(tmp_path: Path, result: RunResult) -> None:
     with pytest.raises(InputError, match=r"baseline\.totals\.area_um2"):
         DashboardWriter(tmp_path, "x", ("accuracy", "area_um2"), {}, result.baseline)
+
+
+def test_addresses_select_what_their_pages_need(dashboard: Path, result: RunResult) -> None:
+    """TensorBoard selects nothing by itself where there are many runs."""
+    found = links(dashboard, "127.0.0.1", 6006)
+    pages = {address.partition("#")[2].partition("&")[0] for address in found.values()}
+    assert pages == {"images", "custom_scalars", "text", "hparams"}
+    for address in found.values():
+        assert address.startswith("http://127.0.0.1:6006/#")
+        state = address.partition("runSelectionState=")[2]
+        if state:
+            selected = json.loads(base64.b64decode(state))
+            assert {"search", "result", "supernet"} <= set(selected)
+            assert {run for run in selected if run.startswith("finalists/")}
+            assert not {run for run in selected if run.startswith("trials")}
+            assert set(selected.values()) == {True}
+    assert links(dashboard, "::1", 1)["curves"].startswith("http://[::1]:1/#")
