@@ -119,7 +119,7 @@ def _of_run(
     run: str, overrides: list[str] | None, input_shape: str | None, classes: int | None
 ) -> tuple[SpaceConfig, CostModel]:
     from epim_nas.hardware import CostModel
-    from epim_nas.models.registry import build_model
+    from epim_nas.models.registry import build_model, without_downloads
     from epim_nas.network.trace import trace
     from epim_nas.pipeline.config import load_run_config
     from epim_nas.pipeline.setup import load_run_chip
@@ -131,10 +131,8 @@ def _of_run(
     if not isinstance(space, SpaceConfig):
         space = load_space_config(space, "space")
     shape, n_classes = _geometry(config, input_shape, classes)
-    args = config.model.args
-    if config.model.name.startswith(("torchvision:", "timm:")):
-        # Trained weights do not change the geometry, but they would be downloaded.
-        args = {key: value for key, value in args.items() if key not in ("weights", "pretrained")}
+    # Trained weights do not change the geometry.
+    args = without_downloads(config.model.name, config.model.args)
     built = build_model(config.model.name, in_channels=shape[0], num_classes=n_classes, args=args)
     return space, CostModel(trace(built, shape, config.model.name), chip)
 

@@ -18,6 +18,8 @@ class Artefact(str, Enum):
 
     design = "design"
     weights = "weights"
+    onnx = "onnx"
+    mnsim = "mnsim"
     datapath = "datapath"
     all = "all"
 

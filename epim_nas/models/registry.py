@@ -238,6 +238,13 @@ def _library_errors(spec: str) -> Iterator[None]:
         ) from error
 
 
+def without_downloads(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model's constructor that do not make a library fetch trained weights."""
+    if not name.startswith(("torchvision:", "timm:")):
+        return dict(args)
+    return {key: value for key, value in args.items() if key not in ("weights", "pretrained")}
+
+
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
     # A console script has its own folder on the path, not the one the user is in.

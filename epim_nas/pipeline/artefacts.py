@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor, nn
+
+from epim_nas.data.geometry import data_geometry
+from epim_nas.data.registry import load_data
 from epim_nas.datapath.stored import stored_layers
+from epim_nas.epitome.convert import apply_design
+from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
 from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
 from epim_nas.export.manifest import write_manifest
+from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
+from epim_nas.export.onnx import export_both_forms
 from epim_nas.export.verification import DATAPATH, WEIGHTS, check_epitomes
 from epim_nas.export.weights import export_weights
 from epim_nas.files import make_folder
+from epim_nas.hardware.chip import Chip
+from epim_nas.models.registry import build_model, without_downloads
 from epim_nas.models.weights import read_state
+from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
+from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import find_trial, full_design, load_cost_model, load_result
+
+log = logging.getLogger(__name__)
 
 
 def export_trial(
@@ -26,7 +43,9 @@ def export_trial(
     Args:
         folder: the run.
         which: a selection's name or a trial's number.
-        what: ``design``, ``weights``, ``datapath`` or ``all``.
+        what: ``design``, ``weights``, ``onnx``, ``mnsim``, ``datapath`` or ``all``; of all, what
+            cannot be written (a package is missing, or MNSIM has no such layers) is left out, with
+            a warning.
         out: where to write.
         weights: epitomes of the design, such as ``epim-nas finetune`` writes; by default those of
             the finalist.
@@ -44,12 +63,12 @@ def export_trial(
     cost = load_cost_model(folder)
     design = full_design(result, record, cost)
     finalist = next((f for f in result.finalists if f.number == record.number), None)
-    if what in ("weights", "all") and finalist is None and weights is None:
+    if what in ("weights", "onnx", "all") and finalist is None and weights is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
         raise InputError(
             f"--select {which}",
             f"trial {record.number} was not fine-tuned, so there are no weights of its own",
-            f"a fine-tuned trial: {tuned}; or `--to design` or `--to datapath`",
+            f"a fine-tuned trial: {tuned}; or `--to design`, `mnsim` or `datapath`",
             f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
             f"--run {folder.config}`.",
         )
@@ -66,6 +85,11 @@ def export_trial(
         path = out / WEIGHTS
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
+    if state is not None and what in ("onnx", "all"):
+        model = partial(_trained, folder.load_config(), network, cost.chip, design, state)
+        files += _wanted(what, lambda: export_both_forms(model(), network.input_shape, out))
+    if what in ("mnsim", "all"):
+        files += _wanted(what, lambda: [export_mnsim(design, network, cost.chip, out / MNSIM_FILE)])
     if what in ("datapath", "all"):
         quantization = folder.load_config().quantization.on(cost.chip)
         stored = None if state is None else stored_layers(network, design, state, quantization)
@@ -74,3 +98,31 @@ def export_trial(
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files
+
+
+def _wanted(what: str, write: Callable[[], list[Path]]) -> list[Path]:
+    """What is written; nothing, with a warning, where it cannot be and everything was asked for."""
+    try:
+        return write()
+    except InputError as error:
+        if what != "all":
+            raise
+        log.warning("left out: %s", error)
+        return []
+
+
+def _trained(
+    config: RunConfig, network: Network, chip: Chip, design: Design, state: dict[str, Tensor]
+) -> nn.Module:
+    """The network of a design with its weights, without the run's images where they say enough."""
+    data = data_geometry(config.data, config.seed) or load_data(config.data, config.seed)
+    args = without_downloads(config.model.name, config.model.args)
+    model = build_model(
+        config.model.name,
+        in_channels=network.input_shape[0],
+        num_classes=data.num_classes,
+        args=args,
+    )
+    small = apply_design(model, design, quantization=config.quantization.on(chip))
+    small.load_state_dict(state)
+    return small

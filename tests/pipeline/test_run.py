@@ -258,11 +258,15 @@ def test_exported_weights_reproduce_the_stored_accuracy(
         assert run_command([*arguments, "--to", "all", "--out", str(out)]) == 0
         printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
         assert [str(path.relative_to(out)) for path in printed] == [
-            "design.yaml", "layers.csv", "epitomes.safetensors", "datapath/datapath.json",
+            "design.yaml", "layers.csv", "epitomes.safetensors", "network.onnx",
+            "network_epitomes.onnx", "mnsim_network.py", "datapath/datapath.json",
             "manifest.json",
         ]  # fmt: skip
         files = verify_manifest(out).files
         assert set(files) >= {str(path.relative_to(out)) for path in printed[:-1]}
+        assert set(answer(capsys, "verify", out)["checks"]) == {
+            "digests", "design", "weights", "datapath", "network.onnx", "network_epitomes.onnx",
+        }  # fmt: skip
         score = answer(
             capsys, "evaluate", out / "design.yaml", "--run", finished / "run.yaml",
             "--weights", out / "epitomes.safetensors",
