@@ -88,7 +88,9 @@ def launch(
     The files are in the run folder's `launch/`; read and change them before they are sent.
 
         epim-nas launch my_run.yaml --on ray --address http://head:8265 --out /shared/mine --submit
+
         epim-nas launch my_run.yaml --on slurm --out /shared/mine --nodes 2 --gpus 4 --submit
+
         epim-nas launch my_run.yaml --on kuberay --image REGISTRY/epim-nas --cluster-out /runs/mine
     """
     from epim_nas.launch import Resources, kuberay, prepare, slurm
@@ -138,6 +140,7 @@ def jobs(
     """List the jobs of a Ray cluster, or look at one.
 
     epim-nas jobs --address http://head:8265
+
     epim-nas jobs raysubmit_8xK2 --follow
     """
     from dataclasses import asdict

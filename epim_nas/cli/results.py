@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,11 @@ def pareto(
         print_json(front_dict(result))
     else:
         Console().print(rich_table(result))
+        if result.front:
+            shown = shlex.quote(str(folder))
+            typer.echo(
+                f"Next: epim-nas export {shown} --select knee --out exports/{result.name}", err=True
+            )
 
 
 def export(
@@ -70,6 +76,8 @@ def export(
 
     for path in export_trial(RunFolder(folder), select, to.value, out, weights):
         typer.echo(str(path))
+    # Not on stdout, which has the paths alone.
+    typer.echo(f"Next: epim-nas verify {shlex.quote(str(out))}", err=True)
 
 
 def verify(

@@ -31,8 +31,9 @@ def search(
 
     A folder that holds an interrupted run is resumed: nothing finished is lost or repeated.
 
-        epim-nas search demo
-        epim-nas search my_run.yaml --out results --set budget.compression=30
+    epim-nas search demo
+
+    epim-nas search my_run.yaml --out results --set budget.compression=30
     """
     from rich.console import Console
 
@@ -156,8 +157,9 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of one design, in torch or through the crossbar simulator.
 
-        epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --json
-        epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --simulate
+    epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --json
+
+    epim-nas evaluate runs/demo/best.yaml --run demo --weights best.safetensors --simulate
 
     Simulated, it prints top-1 accuracy against ADC bits and variation, and draws it.
     """

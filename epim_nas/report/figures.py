@@ -80,7 +80,12 @@ def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: st
     panels[0].set_ylabel("top-1 accuracy (%)")
     handles, labels = _merged_legend(panels)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(4 if len(axes) > 1 else 3, len(labels)),
+        fontsize=None if len(axes) > 1 else 8,
+        frameon=False,
     )
     figure.suptitle(title or f"{result.name}: accuracy against cost", fontsize=12, color=INK)
     return figure

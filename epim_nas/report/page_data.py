@@ -9,6 +9,7 @@ from typing import Any
 from epim_nas.network.spec import Network
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 from epim_nas.report.tables import front_rows, millis, percent
+from epim_nas.study.metrics import metric_of
 from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.results import Finalist, RunResult, TrialRecord
 
@@ -76,6 +77,7 @@ def page_data(
         "name": result.name,
         "designs": designs,
         "rows": [_layer(row) for row in store],
+        "axis": _first_axis(result),
         "columns": list(LAYER_COLUMNS),
         "selected": _selected(result),
         "baseline": {
@@ -87,6 +89,12 @@ def page_data(
         "hypervolume": [[number, volume] for number, volume in history],
         "curves": _curves(result),
     }
+
+
+def _first_axis(result: RunResult) -> str:
+    """The cost that the front is shown against at first: one that was searched for spreads it."""
+    names = [metric_of(objective) for objective in result.objectives]
+    return next((name for name in names if name in COSTS), COSTS[0])
 
 
 def headline(result: RunResult) -> dict[str, Any]:

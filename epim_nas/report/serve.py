@@ -62,7 +62,9 @@ def links(folder: Path, host: str, port: int) -> dict[str, str]:
         for path in sorted(folder.rglob("events.out.tfevents.*"))
         if path.relative_to(folder).parts[0] != TRIALS
     }
-    state = base64.b64encode(json.dumps(shown, separators=(",", ":")).encode()).decode()
+    text = json.dumps(shown, separators=(",", ":"))
+    # TensorBoard splits its addresses at `=`: spaces at the end leave base64 without padding.
+    state = base64.b64encode(text.ljust(len(text) + -len(text) % 3).encode()).decode()
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     return {
         "front and chosen design": f"{base}#images&runSelectionState={state}",

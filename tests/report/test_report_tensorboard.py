@@ -259,6 +259,7 @@ def test_addresses_select_what_their_pages_need(dashboard: Path, result: RunResu
     for address in found.values():
         assert address.startswith("http://127.0.0.1:6006/#")
         state = address.partition("runSelectionState=")[2]
+        assert not set(state) & set("=+/&")
         if state:
             selected = json.loads(base64.b64decode(state))
             assert {"search", "result", "supernet"} <= set(selected)
