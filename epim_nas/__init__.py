@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from epim_nas.errors import EpimError, InputError
     from epim_nas.hardware import Chip, CostModel, load_chip
     from epim_nas.network import LayerSpec, Network, load_network, trace
+    from epim_nas.pipeline.artefacts import trained_model
     from epim_nas.pipeline.driver import search
     from epim_nas.space import SearchSpace
 
@@ -48,6 +49,7 @@ __all__ = [
     "load_network",
     "search",
     "trace",
+    "trained_model",
 ]
 
 _SOURCES = {
@@ -69,6 +71,7 @@ _SOURCES = {
     **dict.fromkeys(("LayerSpec", "Network", "load_network", "trace"), "epim_nas.network"),
     "SearchSpace": "epim_nas.space",
     "search": "epim_nas.pipeline",
+    "trained_model": "epim_nas.pipeline.artefacts",
 }
 
 

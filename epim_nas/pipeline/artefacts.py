@@ -100,6 +100,33 @@ def export_trial(
     return files
 
 
+def trained_model(folder: str | Path, which: str = "best-accuracy") -> nn.Module:
+    """The network of a fine-tuned design of a run, with its weights, on the CPU.
+
+    Args:
+        folder: the run folder.
+        which: a selection's name or a trial's number.
+
+    Returns:
+        The network in evaluation mode; its convolutions are epitomes.
+
+    Raises:
+        InputError: not a run folder, no such trial, or one that was not fine-tuned.
+    """
+    run = RunFolder(Path(folder))
+    result = load_result(run)
+    record = find_trial(result, which)
+    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    if finalist is None:
+        tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
+        raise InputError(
+            "which", f"trial {record.number} was not fine-tuned", f"a fine-tuned trial: {tuned}"
+        )
+    state = read_state(run.path / finalist.weights)
+    network, chip = load_network(run.network), load_cost_model(run).chip
+    return _trained(run.load_config(), network, chip, record.design, state).eval()
+
+
 def _wanted(what: str, write: Callable[[], list[Path]]) -> list[Path]:
     """What is written; nothing, with a warning, where it cannot be and everything was asked for."""
     try:
