@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Of the same torch build as the pins; one install for demo, tests and development.
 EXTRAS := ray,vision,plot,onnx,postgresql,docs,dev
 
-.PHONY: help install demo test lint types unit docs dashboard clean
+.PHONY: help install demo test lint types unit docs dashboard clean study
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ types: install  ## Types.
 unit: install  ## Tests. One torch thread per process: two test processes share the cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
+
+study: install  ## EPIM's claims about hardware, computed again; tables in build/study.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --out build/study
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py wrapping --out build/study
 
 docs: install  ## Build the documentation as a site in build/site; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from epim_nas.units import duration
+
 log = logging.getLogger(__name__)
 
 Advance = Callable[[int, str], None]
@@ -105,16 +107,16 @@ class Reporter:
                 last = now
                 rate = max(finished - done, 1) / (now - started)
                 log.info(
-                    "%s: %d of %d %s (%.0f s left)",
+                    "%s: %d of %d %s (%s left)",
                     title,
                     finished,
                     total,
                     text,
-                    (total - finished) / rate,
+                    duration((total - finished) / rate),
                 )
 
         yield advance
-        log.info("%s: done in %.1f s", title, time.monotonic() - started)
+        log.info("%s: done in %s", title, duration(time.monotonic() - started))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from epim_nas.report.page_data import headline, page_data
 from epim_nas.report.tables import front_rows, table_texts
 from epim_nas.study.pareto import ReferenceBox
 from epim_nas.study.results import RunResult
+from epim_nas.units import duration
 
 TEMPLATE = "report.html.j2"
 
@@ -95,6 +96,7 @@ def _template() -> Any:
     )
     # NaN is not JSON: fail here rather than in the reader's browser.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters["duration"] = duration
     return environment.get_template(TEMPLATE)
 
 

@@ -17,6 +17,7 @@ from epim_nas.report.tables import (
     percent,
 )
 from epim_nas.study.results import RunResult
+from epim_nas.units import duration
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -51,7 +52,7 @@ def markdown_summary(
         ("strategy", f"{config['search']['strategy']}, {len(result.trials)} designs scored"),
         *((name, str(value)) for name, value in notes.seeds(config)),
         ("versions", _listed(f"{name} {value}" for name, value in result.versions.items())),
-        ("time", _listed(f"{name} {value:.0f} s" for name, value in result.seconds.items())),
+        ("time", _listed(f"{name} {duration(value)}" for name, value in result.seconds.items())),
     ]
     parts = [f"# {result.name}", headline(result)["sentence"]]
     if picture is not None:
