@@ -121,7 +121,8 @@ def train_on_workers(job: Job, training: TrainConfig, workers: int, reporter: Re
         reporter: shows the progress.
     """
     together = Together(_tune, (job, training), job.folder, training.steps, training.batch_size)
-    train_together(together, workers, f"Fine-tuning x{workers}", reporter)
+    address = job.config.executor.address
+    train_together(together, workers, f"Fine-tuning x{workers}", reporter, address=address)
 
 
 def _tune(argument: tuple[Job, TrainConfig], progress: Progress) -> None:

@@ -50,8 +50,13 @@ def totals(scores: Scores, rows: npt.ArrayLike) -> FloatArray:
 
 def excess(value: float, bound: float) -> float:
     """``value - bound``, where an excess that is only rounding counts as none."""
-    over = value - bound
-    return 0.0 if 0 < over <= _ROUNDING * abs(bound) else over
+    return float(excesses(np.array([value], dtype=float), bound)[0])
+
+
+def excesses(values: FloatArray, bound: float) -> FloatArray:
+    """:func:`excess` of each of some values."""
+    over = values - bound
+    return np.where((over > 0) & (over <= _ROUNDING * abs(bound)), 0.0, over)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from epim_nas.study.exact import (
     Scores,
     Unreachable,
     excess,
+    excesses,
     minimise,
     nearest,
     total,
@@ -271,8 +272,7 @@ class SearchProblem:
                 values, bound = np.asarray(real[name], dtype=float), self.limits[name]
             else:
                 values, bound = totals(limit.scores, rows), limit.bound
-            excesses = np.array([excess(float(value), bound) for value in values])
-            over += np.maximum(0.0, excesses) / (abs(bound) or 1.0)
+            over += np.maximum(0.0, excesses(values, bound)) / (abs(bound) or 1.0)
         return over
 
     def _solve_tightened(self, losses: Sequence[FloatArray], cap: float) -> tuple[Exact, bool]:
