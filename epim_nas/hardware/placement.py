@@ -153,12 +153,14 @@ class Placement:
         total = int(tiles.sum(1).max(initial=0))
         if total > room:
             mesh = self._chip.mesh
+            side = isqrt(total - 1) + 1
             raise InputError(
                 f"chip {self._chip.name}: mesh.size",
                 f"{list(mesh.size)} in the order `{mesh.order}` has room for {room} "
                 f"tiles, the design needs {total}",
                 f"at least {total} tiles",
-                "Enlarge it, e.g. `--set mesh.size=[128,128]`, or use fewer crossbars.",
+                f"Enlarge it, e.g. `--set mesh.size=[{side},{side}]` (in a run file `hardware.set`), "
+                "take a chip with larger crossbars, or fewer crossbars.",
             )
 
 
