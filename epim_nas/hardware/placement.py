@@ -159,8 +159,8 @@ class Placement:
                 f"{list(mesh.size)} in the order `{mesh.order}` has room for {room} "
                 f"tiles, the design needs {total}",
                 f"at least {total} tiles",
-                f"Enlarge it, e.g. `--set mesh.size=[{side},{side}]` (`hardware.set` in a run file), "
-                "or take larger or fewer crossbars.",
+                f"Enlarge it, e.g. `--set mesh.size=[{side},{side}]` (in a run file "
+                "`hardware.set`), or take larger or fewer crossbars.",
             )
 
 
