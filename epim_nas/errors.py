@@ -48,6 +48,10 @@ class InputError(EpimError, ValueError):
         return type(self), (self.field, self.problem, self.allowed, self.hint)
 
 
+class Inexpressible(InputError):
+    """A network or design that a format, or a tool that writes it, cannot express."""
+
+
 class InterruptedRun(EpimError):
     """The user interrupted a run; everything finished so far is saved (exit code 130)."""
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from epim_nas.study.strategies import Make
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_TAKEN = ("min", "max", "name", "trial", "origin", "on_front", "selected", "supernet_top1",
+          "validation_top1", "test_top1")  # fmt: skip
+"""Words of objectives, and columns of the front that are no metrics."""
 
 
 def load_extensions(modules: Sequence[str], field: str = "extensions") -> None:
@@ -70,23 +73,23 @@ def register_metric(
         InputError: a name that cannot be used.
     """
     known = METRICS.get(name)
-    builtin = known is not None and known.function is None
-    if not _NAME.fullmatch(name) or name in ("min", "max"):
+    _check_name("register_metric", name)
+    if not callable(function):
+        raise InputError("register_metric: function", f"got `{function!r}`", "a function")
+    if name in _TAKEN:
         raise InputError(
-            "register_metric: name", f"got `{name}`", "letters, digits and underscores"
+            "register_metric: name", f"`{name}` is a column of front.csv", "another name"
         )
-    if known is not None and builtin:
-        if measured or maximise or known.exact or known.measured or not known.additive:
+    if known is not None and (known.function is None or known.replaceable):
+        if measured or maximise or not known.replaceable:
             costs = ", ".join(f"`{m.name}`" for m in METRICS.values() if m.replaceable)
             raise InputError(
                 "register_metric: name",
                 f"`{name}` is a metric of the package",
                 f"another name, or one of the costs that can be replaced: {costs}",
             )
-        METRICS[name] = replace(known, text=text or f"{known.text}, by {_name(function)}",
-                                function=function)  # fmt: skip
-    elif known is not None and known.additive:
-        METRICS[name] = replace(known, text=text or known.text, function=function)
+        text = text or f"{name} by {_name(function)}"
+        METRICS[name] = replace(known, text=text, function=function)
     else:
         METRICS[name] = Metric(
             name, text or _name(function), maximise=maximise, measured=measured, function=function
@@ -103,6 +106,7 @@ def register_choices(name: str, function: Generator) -> None:
             :class:`~epim_nas.network.spec.LayerSpec` on a
             :class:`~epim_nas.hardware.chip.Chip` (None where a space is looked at without one).
     """
+    _check_name("register_choices", name)
     GENERATORS[name] = function
 
 
@@ -117,6 +121,7 @@ def register_executor(name: str, make: MakeExecutor) -> None:
     """
     from epim_nas.cluster.registry import EXECUTORS
 
+    _check_name("register_executor", name)
     EXECUTORS[name] = make
 
 
@@ -134,7 +139,13 @@ def register_strategy(
     """
     from epim_nas.study.strategies import STRATEGIES, Strategy
 
+    _check_name("register_strategy", name)
     STRATEGIES[name] = Strategy(name, summary or name, make, first, proposes)
+
+
+def _check_name(where: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{where}: name", f"got `{name}`", "letters, digits and underscores")
 
 
 def _name(function: Callable[..., object]) -> str:

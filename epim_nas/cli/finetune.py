@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -68,8 +69,9 @@ def finetune(
     typer.echo(f"Weights in {result['weights']}")
     folder = Path(result["weights"]).parent
     typer.echo("Next:")
-    typer.echo(f"  tensorboard --logdir {folder / 'tensorboard'}")
-    typer.echo(f"  epim-nas evaluate {design} --run {run} --weights {result['weights']} --json")
+    typer.echo(f"  tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
+    typed = shlex.join(["--run", run, "--weights", str(result["weights"]), "--json"])
+    typer.echo(f"  epim-nas evaluate {shlex.quote(str(design))} {typed}")
 
 
 def _rate(text: str | None) -> float | str | None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from epim_nas.cli.output import print_json
+from epim_nas.errors import InputError
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of a search.")]
 
@@ -134,6 +135,8 @@ def report(
     from epim_nas.pipeline.results import report_text
 
     run_folder = RunFolder(folder)
+    if out is not None and out.is_dir():
+        raise InputError("--out", f"`{out}` is a folder", "a file to write")
     text = report_text(run_folder, to.value, out)
     if out is None and to is not Report.html:
         typer.echo(text, nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,7 @@ def search(
     written = ", ".join(name for name in files if (folder.path / name).exists())
     typer.echo(f"\nResults in {shown}: {written}")
     best = best_number(result)
+    shown = shlex.quote(str(shown))
     typer.echo("Next:")
     typer.echo(f"  epim-nas dashboard {shown}")
     typer.echo(f"  epim-nas pareto {shown}")

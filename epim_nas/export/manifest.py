@@ -18,6 +18,8 @@ from epim_nas.schema import Strict, validate
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_SCHEMA = "epim-nas/manifest@1"
+DESIGN_KEY = "epim_nas.design_sha256"
+"""Under this key files of other formats keep the digest of their design."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -116,6 +118,24 @@ def write_manifest(
     return target
 
 
+def check_same_design(folder: Path, design: Design, field: str) -> None:
+    """Refuse to write a design beside parts of another one.
+
+    Raises:
+        InputError: the folder's manifest is of another design.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    other = _read(folder / MANIFEST_FILE).design_sha256
+    if other != design_digest(design):
+        raise InputError(
+            field,
+            f"`{folder}` holds an export of another design ({other[:12]}...)",
+            "an empty folder, or one of the same design",
+            "Take another folder, or delete this one.",
+        )
+
+
 def verify_manifest(folder: str | Path) -> Manifest:
     """Check every file of an export folder against its manifest.
 
@@ -127,13 +147,7 @@ def verify_manifest(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     source = folder / MANIFEST_FILE
-    try:
-        content = json.loads(read_text(source))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            str(source), f"not valid JSON at line {error.lineno}, column {error.colno}"
-        ) from None
-    manifest = validate(Manifest, content, str(source))
+    manifest = _read(source)
     for name, entry in manifest.files.items():
         field = f"{source}: files.{name}"
         relative = PurePosixPath(name)
@@ -150,3 +164,13 @@ def verify_manifest(folder: str | Path) -> Manifest:
                 "Export the design again.",
             )
     return manifest
+
+
+def _read(source: Path) -> Manifest:
+    try:
+        content = json.loads(read_text(source))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            str(source), f"not valid JSON at line {error.lineno}, column {error.colno}"
+        ) from None
+    return validate(Manifest, content, str(source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from epim_nas.datapath.index import INDEX_FILE
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.errors import InputError
 from epim_nas.export.design import DESIGN_FILE
-from epim_nas.export.manifest import Manifest, design_digest, verify_manifest
+from epim_nas.export.manifest import DESIGN_KEY, Manifest, design_digest, verify_manifest
+from epim_nas.export.mnsim import MNSIM_FILE, design_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,17 +56,29 @@ def verify_export(folder: str | Path) -> tuple[Manifest, list[Check]]:
     if DESIGN_FILE in manifest.files:
         design = _design(folder / DESIGN_FILE, manifest)
         checks.append(Check("design", f"{len(design.choices)} layers of {design.network}"))
-    parts: tuple[tuple[str, str, Callable[[Path, Design | None], str]], ...] = (
-        ("weights", WEIGHTS, _weights),
-        ("datapath", f"{DATAPATH}/{INDEX_FILE}", _datapath),
-    )
-    for part, name, check in parts:
-        if name in manifest.files:
-            checks.append(Check(part, check(folder / name, design)))
+    if WEIGHTS in manifest.files:
+        checks.append(Check("weights", _weights(folder / WEIGHTS, design)))
+    index = f"{DATAPATH}/{INDEX_FILE}"
+    if index in manifest.files:
+        checks.append(Check("datapath", _datapath(folder / index, manifest)))
     for name in manifest.files:
         if name.endswith(".onnx"):
-            checks.append(Check(name, _onnx(folder / name)))
+            checks.append(Check(name, _onnx(folder / name, manifest)))
+    if MNSIM_FILE in manifest.files:
+        _belongs(folder / MNSIM_FILE, design_of(folder / MNSIM_FILE), manifest)
+        checks.append(Check(MNSIM_FILE, "of this design"))
     return manifest, checks
+
+
+def _belongs(path: Path, found: str | None, manifest: Manifest) -> None:
+    """Check the digest of the design that a file was made of."""
+    if found != manifest.design_sha256:
+        raise InputError(
+            str(path),
+            f"is of another design ({(found or 'unknown')[:12]})",
+            f"the design with the digest {manifest.design_sha256[:12]}...",
+            "Export all parts of one design into one folder.",
+        )
 
 
 def _design(path: Path, manifest: Manifest) -> Design:
@@ -113,14 +126,15 @@ def check_epitomes(tensors: Mapping[str, Tensor], design: Design, source: str) -
             )
 
 
-def _datapath(path: Path, design: Design | None) -> str:
+def _datapath(path: Path, manifest: Manifest) -> str:
     from epim_nas.export.datapath import read_datapath
 
-    _, layers = read_datapath(path.parent, design)
+    index, layers = read_datapath(path.parent)
+    _belongs(path, index.design_sha256, manifest)
     return f"tables and memory images of {len(layers)} layers agree"
 
 
-def _onnx(path: Path) -> str:
+def _onnx(path: Path, manifest: Manifest) -> str:
     try:
         import onnx
     except ImportError:
@@ -130,4 +144,6 @@ def _onnx(path: Path) -> str:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx has several, and protobuf its own
         raise InputError(str(path), f"is not valid ONNX ({type(error).__name__})") from None
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    _belongs(path, kept.get(DESIGN_KEY), manifest)
     return f"valid ONNX of {len(model.graph.node)} nodes"

@@ -177,6 +177,7 @@ def _read_safetensors(file: Path, field: str) -> dict[str, torch.Tensor]:
 
 def _read_torch(file: Path, field: str) -> Any:
     import torch
+    from safetensors import SafetensorError
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -189,7 +190,10 @@ def _read_torch(file: Path, field: str) -> Any:
                 "Load it where you trust it and save the state dict alone.",
             ) from None
         raise _not_a_checkpoint(file, field) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+    except (
+        RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+        SafetensorError,
+    ):  # fmt: skip
         raise _not_a_checkpoint(file, field) from None
 
 

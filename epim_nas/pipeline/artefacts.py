@@ -14,10 +14,15 @@ from epim_nas.data.registry import load_data
 from epim_nas.datapath.stored import stored_layers
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design
-from epim_nas.errors import InputError
+from epim_nas.errors import Inexpressible, InputError
 from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
-from epim_nas.export.manifest import write_manifest
+from epim_nas.export.manifest import (
+    DESIGN_KEY,
+    check_same_design,
+    design_digest,
+    write_manifest,
+)
 from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
 from epim_nas.export.onnx import export_both_forms
 from epim_nas.export.verification import DATAPATH, WEIGHTS, check_epitomes
@@ -78,6 +83,10 @@ def export_trial(
         state = read_state(weights)
         check_epitomes(state, design, f"--weights {weights}")
     make_folder(out, "--out")
+    check_same_design(out, design, "--out")
+    if weights is not None:
+        assert state is not None
+        _trained(folder.load_config(), network, cost.chip, design, state)  # do all of them fit?
     files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
@@ -86,8 +95,9 @@ def export_trial(
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
     if state is not None and what in ("onnx", "all"):
-        model = partial(_trained, folder.load_config(), network, cost.chip, design, state)
-        files += _wanted(what, lambda: export_both_forms(model(), network.input_shape, out))
+        model = _trained(folder.load_config(), network, cost.chip, design, state)
+        kept = {DESIGN_KEY: design_digest(design)}
+        files += _wanted(what, partial(export_both_forms, model, network.input_shape, out, kept))
     if what in ("mnsim", "all"):
         files += _wanted(what, lambda: [export_mnsim(design, network, cost.chip, out / MNSIM_FILE)])
     if what in ("datapath", "all"):
@@ -100,7 +110,7 @@ def export_trial(
     return files
 
 
-def trained_model(folder: str | Path, which: str = "best-accuracy") -> nn.Module:
+def trained_model(folder: str | Path, which: str | int = "best-accuracy") -> nn.Module:
     """The network of a fine-tuned design of a run, with its weights, on the CPU.
 
     Args:
@@ -115,7 +125,7 @@ def trained_model(folder: str | Path, which: str = "best-accuracy") -> nn.Module
     """
     run = RunFolder(Path(folder))
     result = load_result(run)
-    record = find_trial(result, which)
+    record = find_trial(result, str(which), "which")
     finalist = next((f for f in result.finalists if f.number == record.number), None)
     if finalist is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
@@ -132,7 +142,9 @@ def _wanted(what: str, write: Callable[[], list[Path]]) -> list[Path]:
     try:
         return write()
     except InputError as error:
-        if what != "all":
+        # Anything else that is wrong, such as weights that are not finite, is not passed over.
+        beyond = isinstance(error, Inexpressible) or error.field in ("onnx", "onnxscript")
+        if what != "all" or not beyond:
             raise
         log.warning("left out: %s", error)
         return []
@@ -151,5 +163,13 @@ def _trained(
         args=args,
     )
     small = apply_design(model, design, quantization=config.quantization.on(chip))
-    small.load_state_dict(state)
+    try:
+        small.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise InputError(
+            "--weights",
+            f"are not those of the design: {' '.join(lines)[:300]}",
+            "all tensors of the network, such as `epim-nas finetune` writes them",
+        ) from None
     return small

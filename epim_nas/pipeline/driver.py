@@ -25,7 +25,7 @@ from epim_nas.pipeline.formulation import (
     with_sensitivity,
 )
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.results import load_result, open_store, write_results
+from epim_nas.pipeline.results import load_result, open_store, versions, write_results
 from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.shared_weights import train_supernet
@@ -43,6 +43,7 @@ from epim_nas.report.notes import chip_page, space_page
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.report.workers import WorkersWriter
 from epim_nas.space.space import SearchSpace
+from epim_nas.study.metrics import own_sources
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.results import RunResult, TrialRecord
 from epim_nas.study.storage import open_url
@@ -130,6 +131,8 @@ def _run(
     except UnreachableBudget as error:
         raise _with_nearest(error, setup, folder) from None
     _describe(setup, space, folder)
+    setup.dense_totals()  # an objective that is wrong should not show after the baseline
+    folder.note_versions(versions())
 
     if config.search.storage is not None:
         open_url(config.search.storage)  # a wrong one should not show after the baseline
@@ -146,7 +149,7 @@ def _run(
     problem = with_sensitivity(problem, sensitivity)
     seeds = seeds_of(setup, problem)
     budget = dict(problem.limits)
-    settings = {"budget": budget, "seed": config.seed}
+    settings = {"budget": budget, "seed": config.seed, "metrics": own_sources()}
     store = open_store(folder, config, space, settings)
     write_json(folder.path / "budget.json", budget)
     with DashboardWriter(

@@ -91,6 +91,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def versions(self) -> Path:
+        """Versions of the packages that the run was made with."""
+        return self.path / "versions.json"
+
+    @property
     def report(self) -> Path:
         """The interactive report."""
         return self.path / "report.html"
@@ -207,6 +212,14 @@ class RunFolder:
         make_folder(self.path, "--out")
         with locked(self.path, "search"):
             yield
+
+    def note_versions(self, versions: Mapping[str, str]) -> None:
+        """Keep what the numbers of the run depend on; a resumed part adds what it has otherwise."""
+        known = self.read_json(self.versions) if self.versions.exists() else {}
+        for name, version in versions.items():
+            parts = known.get(name, version).split(", then ")
+            known[name] = ", then ".join(parts if parts[-1] == version else [*parts, version])
+        write_json(self.versions, known)
 
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Add the seconds that a stage took, over all resumed parts."""

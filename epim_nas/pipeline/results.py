@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -25,6 +26,7 @@ from epim_nas.report.html import render_report
 from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.space.space import SearchSpace
+from epim_nas.study.metrics import own_texts
 from epim_nas.study.pareto import SELECTIONS, front_numbers, select
 from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.study.store import STUDY_NAME, TrialStore
@@ -51,7 +53,8 @@ def load_result(folder: RunFolder) -> RunResult:
         raise InputError(
             str(folder.path),
             "no design was scored yet",
-            hint=f"Go on with `epim-nas search {folder.config} --out {folder.path}`.",
+            hint="Go on with `epim-nas search "
+            f"{shlex.quote(str(folder.config))} --out {shlex.quote(str(folder.path))}`.",
         )
     space = folder.parse(folder.space, SearchSpace.from_dict)
     store = open_store(folder, config, space)
@@ -78,7 +81,7 @@ def load_result(folder: RunFolder) -> RunResult:
         supernet_curve=tuple((int(s), float(v)) for s, v in folder.read_json(curve))
         if curve.exists()
         else (),
-        versions=versions(),
+        versions=folder.parse(folder.versions, dict) if folder.versions.exists() else {},
         seconds=folder.read_json(folder.progress) if folder.progress.exists() else {},
     )
 
@@ -182,6 +185,8 @@ def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostMod
         metrics["test_top1"] = finalist.test_accuracy
     metrics["latency_ns"] = record.metrics["latency_ns"]
     metrics["energy_nj"] = record.metrics["energy_nj"]
+    own = own_texts()
+    metrics |= {name: record.metrics[name] for name in own if name in record.metrics}
     metrics |= {
         name: round(record.metrics[name], 4)
         for name in ("compression", "shape_compression", "bits_compression")
@@ -196,7 +201,11 @@ def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostMod
             "seed": result.config["seed"],
             "version": __version__,
             "metrics": metrics,
-            "measured": {name: text for name, text in MEASURED.items() if name in metrics},
+            "measured": {
+                name: own.get(name) or MEASURED[name]
+                for name in metrics
+                if name in {**MEASURED, **own}
+            },
         },
     )
 
@@ -208,8 +217,8 @@ def best_number(result: RunResult) -> int | None:
     return result.selected.get("best-accuracy")
 
 
-def find_trial(result: RunResult, which: str) -> TrialRecord:
-    """The trial of a selection name or a number.
+def find_trial(result: RunResult, which: str, field: str = "--select") -> TrialRecord:
+    """The trial of a selection name or a number; ``field`` is where it was given.
 
     Raises:
         InputError: neither a selection of this run nor a stored trial.
@@ -219,7 +228,7 @@ def find_trial(result: RunResult, which: str) -> TrialRecord:
             if record.number == int(which):
                 return record
         raise InputError(
-            "--select",
+            field,
             f"there is no finished trial {which}",
             f"0 to {max((r.number for r in result.trials), default=0)}, "
             f"on the front: {', '.join(map(str, result.front))}",
@@ -229,7 +238,7 @@ def find_trial(result: RunResult, which: str) -> TrialRecord:
     try:
         return select(on_front, which, result.objectives)
     except InputError as error:
-        raise InputError("--select", error.problem, error.allowed, error.hint) from None
+        raise InputError(field, error.problem, error.allowed, error.hint) from None
 
 
 def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network: Network) -> None:

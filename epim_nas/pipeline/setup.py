@@ -105,10 +105,13 @@ class Setup:
         """Cost totals of the dense network with 32-bit weights."""
         totals = self.dense_cost(FLOAT_BITS).totals
         weights = sum(math.prod(layer.weight_shape) for layer in self.network.weighted)
-        return self._with_own(
+        found = self._with_own(
             Design.uniform(self.network, None, None),
             {**asdict(totals), "weight_bits": float(FLOAT_BITS * weights)},
         )
+        for metric in own_metrics(measured=False):
+            metric.of_dense(found[metric.name])
+        return found
 
     def _with_own(self, design: Design, totals: Mapping[str, float]) -> dict[str, float]:
         """Totals with the metrics that the user registered, and what follows from both."""

@@ -97,11 +97,18 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     baseline = Baseline(
         validation_accuracy=validation,
         test_accuracy=test,
-        totals=setup.dense_totals() | measure_own(own_metrics(measured=True), model, setup.data),
+        totals=setup.dense_totals() | _own_of_dense(setup),
         weights=source,
     )
     write_json(folder.baseline, asdict(baseline))
     return baseline
+
+
+def _own_of_dense(setup: Setup) -> dict[str, float]:
+    """The user's measured metrics of the trained network."""
+    metrics = own_metrics(measured=True)
+    found = measure_own(metrics, setup.model, setup.data)
+    return {metric.name: metric.of_dense(found[metric.name]) for metric in metrics}
 
 
 def load_given_weights(setup: Setup) -> str | None:

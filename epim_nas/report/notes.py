@@ -9,6 +9,7 @@ from typing import Any
 from epim_nas.files import dump_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.space.space import SearchSpace
+from epim_nas.study.metrics import own_texts
 from epim_nas.study.results import RunResult
 
 _MEASURED = (
@@ -62,7 +63,11 @@ def measured(result: RunResult) -> list[tuple[str, str]]:
     Designs may carry ``provenance["measured"]``, metric -> text; the first design that has it
     speaks for the run.
     """
-    rows = list(_MEASURED)
+    own = own_texts()
+    replaced = {"latency": "latency_ns", "energy": "energy_nj"}
+    rows = [(name, own.get(replaced.get(name, ""), text)) for name, text in _MEASURED]
+    shown = set(replaced.values())
+    rows += [(name, text) for name, text in own.items() if name not in shown]
     rows.append(("baseline weights", result.baseline.weights))
     for record in result.trials:
         recorded = record.design.provenance.get("measured")
@@ -82,15 +87,20 @@ def commands(result: RunResult, folder: str | None = None) -> list[tuple[str, st
     folder = folder or f"runs/{result.name}"
     run_file = shlex.quote(f"{folder}/run.yaml")
     quoted = shlex.quote(folder)
+    typed = [
+        ("run the search again", f"epim-nas search {run_file} --out {quoted}-again"),
+        ("print the front", f"epim-nas pareto {quoted} --json"),
+        ("open the dashboard", f"epim-nas dashboard {quoted}"),
+    ]
+    if not result.selected:
+        return typed  # no design to go on with
     selection = "knee" if "knee" in result.selected else "best-accuracy"
     # Only fine-tuned designs have weights of their own.
     tuned = {finalist.number for finalist in result.finalists}
     what = "all" if result.selected.get(selection) in tuned else "design"
     out = shlex.quote(f"{result.name}-{selection}")
     return [
-        ("run the search again", f"epim-nas search {run_file} --out {quoted}-again"),
-        ("print the front", f"epim-nas pareto {quoted} --json"),
-        ("open the dashboard", f"epim-nas dashboard {quoted}"),
+        *typed,
         (
             "export the selected design",
             f"epim-nas export {quoted} --select {selection} --to {what} --out {out}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,18 @@ def serve_tensorboard(folder: Path, host: str, port: int) -> None:
         log.info("TensorBoard, until Ctrl-C:")
         for what, link in links(folder, host, port).items():
             log.info("%s: %s", what, link)
+    process = subprocess.Popen(command)
+    # Whoever ends this process ends TensorBoard, which would keep the port.
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
-        status = subprocess.run(command, check=False).returncode
+        status = process.wait()
     except KeyboardInterrupt:
         return
-    if status:
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        process.terminate()
+        process.wait()
+    if status not in (0, -signal.SIGTERM):
         raise EpimError(f"TensorBoard ended with exit code {status}; is port {port} in use?")
 
 

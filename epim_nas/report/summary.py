@@ -16,6 +16,7 @@ from epim_nas.report.tables import (
     own_objectives,
     percent,
 )
+from epim_nas.study.metrics import own_texts
 from epim_nas.study.results import RunResult
 from epim_nas.units import duration
 
@@ -47,7 +48,7 @@ def markdown_summary(
         ("data", config["data"]["name"]),
         ("chip", chip),
         ("search space", _space(config["space"])),
-        ("budget", _listed(f"{name} {value:,g}" for name, value in result.budget.items())),
+        ("budget", _listed(f"{name} {_number(value)}" for name, value in result.budget.items())),
         ("objectives", _listed(result.objectives)),
         ("strategy", f"{config['search']['strategy']}, {len(result.trials)} designs scored"),
         *((name, str(value)) for name, value in notes.seeds(config)),
@@ -101,9 +102,11 @@ def latex_table(result: RunResult, chip: str) -> str:
         f"    {' & '.join(under)} \\\\",
         r"    \midrule",
     ]
-    for row in front_rows(result):
+    rows = front_rows(result)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
         lines.append(f"    {' & '.join(map(latex_text, _cells(row)))} \\\\")
-        if row.trial is None:
+        beyond = after is not None and row.on_front and not after.on_front
+        if row.trial is None or beyond:
             lines.append(r"    \midrule")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -132,12 +135,18 @@ def _cells(row: FrontRow) -> list[str]:
 
 def _caption(result: RunResult, chip: str) -> str:
     model, data = result.config["model"]["name"], result.config["data"]["name"]
-    budget = _listed(f"{name} at most {value:,g}" for name, value in result.budget.items())
+    budget = _listed(f"{name} at most {_number(value)}" for name, value in result.budget.items())
     return (
         latex_text(f"Pareto front of {result.name} ({model} on {data}, chip {chip}; {budget}). ")
-        + r"Top-1 with shared weights and after fine-tuning on validation images, and after "
-        r"fine-tuning on test images. Latency and energy of one inference are modelled."
+        + "Top-1 with shared weights and after fine-tuning on validation images, and after "
+        "fine-tuning on test images. Latency and energy of one inference are modelled"
+        + latex_text("".join(f"; {name}: {text}" for name, text in own_texts().items()))
+        + ". Designs below the second line are not on the front."
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.10g}"
 
 
 def _space(space: object) -> str:

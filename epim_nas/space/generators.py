@@ -69,5 +69,10 @@ def generated(name: str, layer: LayerSpec, chip: Chip | None, field: str) -> lis
             raise InputError(
                 field, f"gives `{choice!r}` for layer {layer.name}", "objects of type `Choice`"
             )
-        choice.plan(layer)
+        try:
+            choice.plan(layer)
+        except InputError as error:
+            raise InputError(
+                field, f"gives `{choice}`, which does not fit: {error.problem}", error.allowed
+            ) from None
     return [Given(choice) for choice in found]

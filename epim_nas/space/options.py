@@ -162,7 +162,9 @@ def options_of_layers(
             out_channels, in_channels, *_ = layer.weight_shape
             raise InputError(
                 f"search space {config.name}: {layer.name}",
-                "no choice is left: every epitome is at least as large as the layer "
+                "no choice is left: "
+                + (f"`{choices.generator}` gives none, and " if choices.generator else "")
+                + "every epitome is at least as large as the layer "
                 f"({out_channels} output and {in_channels} input channels), or has not one channel",
                 hint="Add `dense: true` or smaller epitomes.",
             )

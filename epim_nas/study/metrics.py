@@ -53,6 +53,21 @@ class Metric:
         """Whether a user's function may compute it: a modelled cost that is no exact count."""
         return bool(self.additive) and not self.exact and not self.parts
 
+    def of_dense(self, value: float) -> float:
+        """The value of the dense network, which sets the box of the hypervolume.
+
+        Raises:
+            InputError: it is not positive.
+        """
+        if value <= 0:
+            raise InputError(
+                f"metric {self.name}",
+                f"gives {value} for the dense network",
+                "a positive number, which is the measure of the others",
+                "Add a constant, or return the other side of the measure (1 - x).",
+            )
+        return value
+
     def computed(self, *arguments: Any) -> float:
         """What the user's function gives.
 
@@ -135,6 +150,22 @@ def own_metrics(*, measured: bool) -> list[Metric]:
         for metric in METRICS.values()
         if metric.function is not None and metric.measured == measured
     ]
+
+
+def own_texts() -> dict[str, str]:
+    """Metric of a user -> what it is."""
+    return {m.name: m.text for m in METRICS.values() if m.function is not None}
+
+
+def own_sources() -> dict[str, str] | None:
+    """Metric of a user -> the function that computes it; None without any."""
+    found = {
+        metric.name: f"{getattr(metric.function, '__module__', '')}."
+        f"{getattr(metric.function, '__qualname__', type(metric.function).__name__)}"
+        for metric in METRICS.values()
+        if metric.function is not None
+    }
+    return found or None
 
 
 def own_costs(

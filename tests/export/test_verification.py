@@ -15,7 +15,14 @@ from epim_nas.epitome.design import Choice, Design, load_design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
-from epim_nas.export.manifest import MANIFEST_FILE, write_manifest
+from epim_nas.export.manifest import (
+    DESIGN_KEY,
+    MANIFEST_FILE,
+    check_same_design,
+    design_digest,
+    write_manifest,
+)
+from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
 from epim_nas.export.verification import DATAPATH, WEIGHTS, verify_export
 from epim_nas.export.weights import export_weights
 from epim_nas.network.spec import INPUT, LayerSpec, Network
@@ -107,3 +114,45 @@ def test_damage_is_named(export: Path, damage: Callable[[Path], object], named: 
         verify_export(export)
     assert named in str(caught.value)
     assert json.dumps(str(caught.value))
+
+
+def test_parts_of_two_designs_are_not_one_export(export: Path, tmp_path: Path) -> None:
+    """Leftovers of another design get fresh digests in a new manifest: designs are compared."""
+    other = Design("tiny", {**DESIGN.choices, "fc": Choice(weight_bits=3, activation_bits=9)})
+    with pytest.raises(InputError, match=r"--out.*another design"):
+        check_same_design(export, other, "--out")
+    check_same_design(export, DESIGN, "--out")
+    check_same_design(tmp_path / "new", other, "--out")
+    (export / "design.yaml").unlink()
+    (export / WEIGHTS).unlink()
+    write_manifest(export, other)
+    with pytest.raises(InputError, match=r"datapath\.json.*another design"):
+        verify_export(export)
+
+
+def test_networks_for_other_tools_keep_their_design(tmp_path: Path) -> None:
+    chip = load_chip("mnsim_default")
+    export_mnsim(DESIGN, NETWORK, chip, tmp_path / MNSIM_FILE)
+    write_manifest(tmp_path, DESIGN)
+    assert [check.part for check in verify_export(tmp_path)[1]] == ["digests", MNSIM_FILE]
+    other = Design("tiny", {**DESIGN.choices, "fc": Choice(weight_bits=3, activation_bits=9)})
+    write_manifest(tmp_path, other)
+    with pytest.raises(InputError, match=rf"{MNSIM_FILE}.*another design"):
+        verify_export(tmp_path)
+
+
+def test_onnx_files_keep_their_design(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from epim_nas.export.onnx import export_onnx
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.ReLU())
+    digest = design_digest(DESIGN)
+    for kept in ({DESIGN_KEY: digest}, {DESIGN_KEY: "0" * 64}, {}):
+        path = tmp_path / "network.onnx"
+        export_onnx(model, (2, 4, 4), path, form="expanded", metadata=kept)
+        write_manifest(tmp_path, DESIGN)
+        if kept.get(DESIGN_KEY) == digest:
+            assert len(verify_export(tmp_path)[1]) == 2
+        else:
+            with pytest.raises(InputError, match=r"network\.onnx.*another design"):
+                verify_export(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from epim_nas import CostModel, InputError, load_chip, load_network, search
 from epim_nas.cluster.registry import EXECUTORS
-from epim_nas.extensions import register_choices, register_metric
+from epim_nas.extensions import register_choices, register_executor, register_metric
 from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import load_result
@@ -171,3 +171,56 @@ def test_wrong_choices_are_named(example: Path) -> None:
     register_choices("mine", lambda layer, chip: [1 / 0])  # type: ignore[list-item]
     with pytest.raises(InputError, match="ZeroDivisionError"):
         SearchSpace.build(config, network)
+
+
+@pytest.mark.parametrize("name", ["edp_nj_ns", "trial", "test_top1"])
+def test_names_that_would_be_ignored(name: str) -> None:
+    with pytest.raises(InputError, match="name"):
+        register_metric(name, lambda *_: 1.0)
+    register_metric("latency_ns", lambda *_: 1.0)
+    with pytest.raises(InputError, match="metric of the package"):  # its kind stays as it is
+        register_metric("latency_ns", lambda *_: 1.0, measured=True)
+    with pytest.raises(InputError, match="a function"):
+        register_metric("mine", 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="register_executor"):
+        register_executor("two words", lambda *_: None)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_metric_that_is_nothing_for_the_dense_network_can_be_mended(
+    tmp_path: Path, measured: bool
+) -> None:
+    file = write_run(
+        tmp_path, objectives=["accuracy", "mine"], search__trials=3, finalists__count=0
+    )
+    for value in (0.0, 2.0):
+        register_metric("mine", lambda *_, value=value: value, measured=measured)
+        config, _ = load_run_config(str(file))
+        if value == 0:
+            with pytest.raises(InputError, match=r"metric mine: gives 0\.0 for the dense network"):
+                search(config, tmp_path / "run")
+            assert not (tmp_path / "run/baseline.json").exists()
+        else:
+            assert search(config, tmp_path / "run").baseline.totals["mine"] == 2.0
+
+
+def test_a_search_is_not_continued_with_other_costs(tmp_path: Path) -> None:
+    file = write_run(tmp_path, search__trials=3, finalists__count=0)
+    config, _ = load_run_config(str(file))
+    search(config, tmp_path / "run")
+    register_metric("energy_nj", lambda design, network, totals: 2 * totals["energy_nj"])
+    with pytest.raises(InputError, match="another metrics"):
+        search(config, tmp_path / "run")
+
+
+def test_reports_say_whose_a_number_is(example: Path) -> None:
+    page = (example / "report.html").read_text()
+    best = (example / "best.yaml").read_text()
+    for text in ("latency_ns by own_parts.with_links", "time to program the chip (ms)",
+                 "top-1 on noisy images"):  # fmt: skip
+        assert text in page
+        assert text in best
+    done = run("report", "run", "--to", "latex", cwd=example.parent)
+    assert "latency\\_ns by own\\_parts.with\\_links" in done.stdout
+    versions = json.loads((example / "versions.json").read_text())
+    assert versions["epim_nas"] in page

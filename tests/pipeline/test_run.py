@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
 
+from epim_nas import InputError, trained_model
 from epim_nas.cli.app import run_command
 from epim_nas.epitome.design import load_design
 from epim_nas.export.datapath import read_datapath
@@ -24,6 +29,8 @@ from epim_nas.hardware import CostModel, load_chip
 from epim_nas.hardware.mapping import mapped_plan
 from epim_nas.models.weights import read_state
 from epim_nas.network.yaml_io import load_network
+from epim_nas.pipeline.artefacts import export_trial
+from epim_nas.pipeline.folder import RunFolder
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run
 
@@ -351,3 +358,60 @@ def test_finetune_and_evaluate_its_weights(
         )["loss"]  # fmt: skip
     assert losses["align=true"] == projected["loss"]
     assert len(set(losses.values())) == 3
+
+
+def test_weights_that_do_not_fit_the_network_are_named(finished: Path, tmp_path: Path) -> None:
+    trial = load_design(finished / "best.yaml").provenance["trial"]
+    weights = finished / "finalists" / f"trial-{trial:04d}.safetensors"
+    state = read_state(weights)
+    norm = next(name for name in state if name.endswith("running_mean"))
+    for changed in (
+        {name: value for name, value in state.items() if name != norm},
+        {**state, norm: torch.zeros(1)},
+        {**state, "other.weight": torch.zeros(1)},
+    ):
+        save_file(
+            {name: value.contiguous() for name, value in changed.items()},
+            tmp_path / "w.safetensors",
+        )
+        with pytest.raises(InputError, match="--weights: are not those of the design"):
+            export_trial(
+                RunFolder(finished),
+                str(trial),
+                "weights",
+                tmp_path / "out",
+                tmp_path / "w.safetensors",
+            )
+        assert not (tmp_path / "out" / "epitomes.safetensors").exists()
+
+
+def test_a_damaged_finalist_is_named(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    trial = load_design(folder / "best.yaml").provenance["trial"]
+    (folder / "finalists" / f"trial-{trial:04d}.safetensors").write_bytes(b"xx")
+    with pytest.raises(InputError, match="is not a checkpoint, or it is damaged|damaged"):
+        trained_model(folder, trial)
+    with pytest.raises(InputError, match="which: there is no finished trial 999"):
+        trained_model(folder, 999)
+
+
+def test_tensorboard_ends_with_its_command(finished: Path) -> None:
+    process = command.start("dashboard", finished, "--port", 0)
+    children: list[str] = []
+    try:
+        deadline = time.monotonic() + 60
+        while not children:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            found = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            )
+            children = found.stdout.split()
+        process.terminate()
+        process.wait(timeout=60)
+        for child in children:
+            assert not Path(f"/proc/{child}").exists()
+    finally:
+        process.kill()
+        process.communicate()

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from epim_nas.report import notes
 from epim_nas.report.summary import latex_table, latex_text, markdown_summary
 from epim_nas.report.tables import front_rows
-from epim_nas.study.results import RunResult
+from epim_nas.study.results import Finalist, RunResult
 
 CONFIG = {
     "seed": 7,
@@ -53,3 +54,26 @@ def test_signs_of_latex_are_escaped() -> None:
     assert latex_text("a_b & 5% #1 {x} ~ ^ \\") == (
         r"a\_b \& 5\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
+
+
+def test_designs_off_the_front_stand_apart(run: RunResult) -> None:
+    off = next(t for t in run.trials if t.number not in run.front)
+    extra = Finalist(off.number, off.design, off.metrics, 100, 0.9, 0.9, ())
+    lines = latex_table(replace(run, finalists=(*run.finalists, extra)), "c").splitlines()
+    last = next(
+        n for n, line in enumerate(lines) if line.strip().startswith(f"trial {off.number} ")
+    )
+    assert lines[last - 1].strip() == r"\midrule"
+    assert latex_table(run, "c").count(r"\midrule") == 2  # below the headings, and the baseline
+
+
+def test_numbers_of_budgets_keep_their_digits(run: RunResult) -> None:
+    text = markdown_summary(replace(run, budget={"energy_nj": 1234567.0, "area_um2": 0.25}), "c")
+    assert "energy_nj 1,234,567, area_um2 0.25" in text
+
+
+def test_commands_without_a_design_to_go_on_with(run: RunResult) -> None:
+    empty = replace(run, front=(), selected={}, finalists=())
+    typed = [command for _, command in notes.commands(empty, "a folder")]
+    assert typed[0] == "epim-nas search 'a folder/run.yaml' --out 'a folder'-again"
+    assert not any("export" in command or "finetune" in command for command in typed)

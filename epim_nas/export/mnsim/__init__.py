@@ -22,6 +22,12 @@ MNSIM's ``NetworkGraph`` cannot build. A network on which its hardware models wo
 silently read other layers, is refused.
 """
 
-from epim_nas.export.mnsim.description import MNSIM_FILE, MnsimNetwork, describe_mnsim, export_mnsim
+from epim_nas.export.mnsim.description import (
+    MNSIM_FILE,
+    MnsimNetwork,
+    describe_mnsim,
+    design_of,
+    export_mnsim,
+)
 
-__all__ = ["MNSIM_FILE", "MnsimNetwork", "describe_mnsim", "export_mnsim"]
+__all__ = ["MNSIM_FILE", "MnsimNetwork", "describe_mnsim", "design_of", "export_mnsim"]

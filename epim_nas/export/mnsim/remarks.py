@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from epim_nas.epitome.design import FLOAT_BITS, Design
-from epim_nas.errors import InputError
+from epim_nas.errors import Inexpressible
 from epim_nas.hardware.bits import DataFlow
 from epim_nas.network.spec import INPUT, LayerSpec, Network
 
@@ -62,7 +62,7 @@ class DataBits:
 def refuse(network: Network, field: str, problem: str, allowed: str, hint: str = "") -> NoReturn:
     """Refuse a network that MNSIM cannot express."""
     hint = hint or "MNSIM 2.0 cannot express it"
-    raise InputError(f"network {network.name}: {field}", problem, allowed, hint)
+    raise Inexpressible(f"network {network.name}: {field}", problem, allowed, hint)
 
 
 def check_input(network: Network) -> None:

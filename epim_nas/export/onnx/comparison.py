@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 from epim_nas.export.onnx.recording import INPUT, OUTPUT, first_line
-
-T = TypeVar("T")
-Form = Literal["expanded", "epitomes"]
-Array = npt.NDArray[Any]
 
 TOLERANCE = 1e-4
 """How far a tensor may be from PyTorch's, relative to the largest magnitude in it.
@@ -170,7 +165,8 @@ class Followed:
             return own
         found, (x,), step = next(self._given), inputs, quantizer.step.abs()
         # Rounding does not fall, so that what is between these is the rounding of a close input.
-        slack = TOLERANCE * x.abs().amax()
+        # Inputs that are all nearly zero differ by more than their own size, and round alike.
+        slack = torch.maximum(TOLERANCE * x.abs().amax(), TOLERANCE * step)
         low, high = quantizer.forward(x - slack), quantizer.forward(x + slack)
         inside = (low - step / 100 <= found) & (found <= high + step / 100)
         if not bool(inside.all()):

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.quantization import ActivationQuantizer
 from epim_nas.errors import InputError, missing_extra
-from epim_nas.files import atomic_path
-
-if TYPE_CHECKING:
-    pass
-
 from epim_nas.export.onnx.comparison import BATCHES, Comparison, check_file, compare
 from epim_nas.export.onnx.recording import Opened, first_line, prepend
 from epim_nas.export.onnx.sampling import Sampling, tensor_of
+from epim_nas.files import atomic_path
 
-T = TypeVar("T")
 Form = Literal["expanded", "epitomes"]
-Array = npt.NDArray[Any]
 
 LARGEST_FILE = 2**31
 
@@ -78,7 +71,12 @@ class OnnxExport:
 
 
 def export_onnx(
-    model: nn.Module, input_shape: Sequence[int], path: str | Path, *, form: Form
+    model: nn.Module,
+    input_shape: Sequence[int],
+    path: str | Path,
+    *,
+    form: Form,
+    metadata: Mapping[str, str] | None = None,
 ) -> OnnxExport:
     """Replace ``path`` by the network as ONNX, then check it and compare it with PyTorch.
 
@@ -98,13 +96,15 @@ def export_onnx(
         input_shape: shape of one input without the batch: (channels, height, width).
         path: where to write.
         form: ``expanded`` or ``epitomes``.
+        metadata: texts to keep in the file.
 
     Raises:
         InputError: a package is missing, an unknown form, a model that does not run on the shape,
             is not float32, has NaN or infinity in it or inputs that were never calibrated, or a
             path that cannot be written.
-        EpimError: PyTorch's exporter cannot export the model, or the file is damaged, is not valid
-            ONNX, or computes something else than the model (:class:`Comparison`).
+        Inexpressible: PyTorch's exporter cannot export the model.
+        EpimError: the file is damaged, is not valid ONNX, or computes something else than the model
+            (:class:`Comparison`).
     """
     onnx = _require_onnx()
     if form not in get_args(Form):
@@ -124,6 +124,7 @@ def export_onnx(
     for part in parts:
         prepend(epitomes, part.nodes, [*part.data.values(), *part.tables.values()])
     chosen = expanded if form == "expanded" else epitomes
+    onnx.helper.set_model_props(chosen, dict(metadata or {}))
     content = chosen.SerializeToString()
     try:
         with atomic_path(path) as temporary:
@@ -147,11 +148,13 @@ def export_onnx(
     )
 
 
-def export_both_forms(model: nn.Module, input_shape: Sequence[int], folder: Path) -> list[Path]:
+def export_both_forms(
+    model: nn.Module, input_shape: Sequence[int], folder: Path, metadata: Mapping[str, str]
+) -> list[Path]:
     """Write the network in both forms; returns the files. Errors: :func:`export_onnx`."""
     files = []
     for form, name in FILES.items():
-        made = export_onnx(model, input_shape, folder / name, form=form)
+        made = export_onnx(model, input_shape, folder / name, form=form, metadata=metadata)
         files.append(made.path)
         log.info("%s", made)
     return files

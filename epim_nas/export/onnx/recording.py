@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import torch
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import ActivationQuantizer
-from epim_nas.errors import EpimError, InputError
+from epim_nas.errors import EpimError, Inexpressible, InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-T = TypeVar("T")
-Form = Literal["expanded", "epitomes"]
 Array = npt.NDArray[Any]
 
 OPSET = 18
@@ -228,9 +226,10 @@ class Opened(nn.Module):
                 )
             except Exception as error:  # of many kinds, from each of the exporter's stages
                 cause = error.__cause__ or error
-                raise EpimError(
-                    "model: PyTorch cannot export it to ONNX with any number of inputs at once: "
-                    f"{first_line(cause)}"
+                raise Inexpressible(
+                    "model",
+                    "PyTorch cannot export it to ONNX with any number of inputs at once: "
+                    f"{first_line(cause)}",
                 ) from error
         assert program is not None
         model: ModelProto = program.model_proto

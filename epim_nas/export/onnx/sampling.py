@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 from epim_nas.export.onnx.recording import OPSET, Layer, dotted
 
 T = TypeVar("T")
-Form = Literal["expanded", "epitomes"]
 Array = npt.NDArray[Any]
 
 NODE_BYTES = 150
