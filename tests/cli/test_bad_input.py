@@ -227,7 +227,7 @@ CASES: list[Case] = [
     ),
     ("fitness", lambda p: p.search("search.fitness=power"), ("search.fitness", "'edp_nj_ns'")),
     ("objective twice", lambda p: p.search("objectives=[accuracy, accuracy]"), ("objectives",)),
-    ("executor", lambda p: p.search("executor.kind=dask"), ("executor.kind", "dask", "'ray'")),
+    ("executor", lambda p: p.search("executor.kind=dask"), ("executor.kind", "dask", "`ray`")),
     ("device", lambda p: p.search("device=gpu"), ("device", "gpu", "cpu")),
     ("precision", lambda p: p.search("precision=float16"), ("precision", "bfloat16")),
     ("--set without =", lambda p: p.search("seed"), ("--set", "`seed`", "key=value")),

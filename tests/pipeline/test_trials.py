@@ -21,6 +21,7 @@ from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES
+from epim_nas.supernet.evaluation import Score
 from tests.study.conftest import make_problem
 
 OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
@@ -61,7 +62,7 @@ class Workers(Executor):
         self._before_call(self._calls_made)
         key, row = self._queue.pop(self._order.randrange(len(self._queue)))
         loss = self._problem.total(self._problem.sensitivity, row)
-        return Outcome(key, SimpleNamespace(loss=loss, accuracy=1 / (1 + loss)))
+        return Outcome(key, Score(1 / (1 + loss), loss, 1))
 
     def close(self) -> None:
         self._queue.clear()
