@@ -31,5 +31,5 @@ if __name__ == "__main__":
     dense, small = cost.evaluate(weight_bits=32).totals, cost.evaluate(design).totals
     print(f"{dense.crossbars} crossbars became {small.crossbars}")
 
-    model = trained_model(out, str(design.provenance["trial"]))
+    model = trained_model(out)
     print(model(torch.zeros(1, 1, 28, 28)).shape, result.finalists[0].test_accuracy)

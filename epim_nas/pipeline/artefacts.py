@@ -35,7 +35,13 @@ from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.results import find_trial, full_design, load_cost_model, load_result
+from epim_nas.pipeline.results import (
+    best_number,
+    find_trial,
+    full_design,
+    load_cost_model,
+    load_result,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +116,13 @@ def export_trial(
     return files
 
 
-def trained_model(folder: str | Path, which: str | int = "best-accuracy") -> nn.Module:
+def trained_model(folder: str | Path, which: str | int | None = None) -> nn.Module:
     """The network of a fine-tuned design of a run, with its weights, on the CPU.
 
     Args:
         folder: the run folder.
-        which: a selection's name or a trial's number.
+        which: a selection's name or a trial's number; that of ``best.yaml`` by default, the
+            fine-tuned design of highest validation accuracy.
 
     Returns:
         The network in evaluation mode; its convolutions are epitomes.
@@ -125,6 +132,10 @@ def trained_model(folder: str | Path, which: str | int = "best-accuracy") -> nn.
     """
     run = RunFolder(Path(folder))
     result = load_result(run)
+    if which is None:
+        which = best_number(result) if result.finalists else None
+    if which is None:
+        raise InputError("which", "no design of the run was fine-tuned", "finalists.count above 0")
     record = find_trial(result, str(which), "which")
     finalist = next((f for f in result.finalists if f.number == record.number), None)
     if finalist is None:

@@ -33,7 +33,9 @@ def test_thirty_lines_lead_from_a_network_to_a_trained_design(
     assert float(accuracy) > 0.6
     monkeypatch.chdir(tmp_path)
     design = load_design("run/best.yaml")
-    model = trained_model("run", str(design.provenance["trial"]))
+    model = trained_model("run")
+    trial = trained_model("run", design.provenance["trial"])
+    assert all(map(torch.equal, model.state_dict().values(), trial.state_dict().values()))
     assert not model.training
     assert sum(name.endswith(".epitome") for name in model.state_dict()) == sum(
         choice.shape is not None or choice.weight_bits is not None
