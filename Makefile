@@ -31,7 +31,7 @@ types: install  ## Types.
 	$(BIN)/mypy -p epim_nas
 
 unit: install  ## Tests. One torch thread per process: two test processes share the cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -q -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
 
 study: install  ## EPIM's claims about hardware, computed again; tables in build/study.

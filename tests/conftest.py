@@ -18,3 +18,12 @@ def _own_logging() -> Iterator[None]:
     yield
     logger.setLevel(level)
     logger.propagate, logger.handlers = propagate, handlers
+
+
+_LONG = ("tests/cluster/", "tests/launch/", "tests/pipeline/", "tests/study/")
+"""Folders of modules with few tests that take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
