@@ -114,10 +114,12 @@ def load_json(path: str | Path, hint: str = "") -> Any:
     Raises:
         InputError: it is missing or damaged.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(str(path), f"is damaged ({error})", hint=hint) from None
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(str(path), f"is damaged: not valid JSON at {where}", hint=hint) from None
 
 
 def dump_yaml(data: Any) -> str:

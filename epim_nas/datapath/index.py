@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,7 @@ import pydantic
 from epim_nas.datapath.layer import LayerTables
 from epim_nas.datapath.memory import Memory
 from epim_nas.datapath.tiles import TileMemories
-from epim_nas.errors import InputError
-from epim_nas.files import read_text
+from epim_nas.files import load_json
 from epim_nas.schema import Strict, validate
 
 INDEX_FILE = "datapath.json"
@@ -137,10 +135,5 @@ def read_index(folder: str | Path) -> DatapathIndex:
         InputError: it is missing or damaged.
     """
     path = Path(folder) / INDEX_FILE
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            str(path), f"not valid JSON at line {error.lineno}, column {error.colno}"
-        ) from None
+    content = load_json(path)
     return validate(DatapathIndex, content, str(path))

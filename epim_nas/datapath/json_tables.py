@@ -13,7 +13,7 @@ import pydantic
 from epim_nas.datapath.layer import LayerTables, Shape
 from epim_nas.datapath.tables import IndexTables
 from epim_nas.errors import InputError
-from epim_nas.files import read_text, write_text
+from epim_nas.files import load_json, write_text
 from epim_nas.hardware.index_table import TableEntry
 from epim_nas.hardware.schedule import CrossbarGrid
 from epim_nas.schema import Strict, validate
@@ -94,12 +94,7 @@ def read_json_tables(path: str | Path) -> LayerTables:
         InputError: the file is missing or damaged, a field is wrong, or an entry addresses
             something that does not exist.
     """
-    try:
-        content: Any = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            str(path), f"not valid JSON at line {error.lineno}, column {error.colno}"
-        ) from None
+    content = load_json(path)
     file = validate(_TablesFile, content, str(path))
     tables = IndexTables(
         **{

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ import pydantic
 from epim_nas._version import __version__
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
-from epim_nas.files import digest, file_digest, read_text, write_json
+from epim_nas.files import digest, file_digest, load_json, write_json
 from epim_nas.schema import Strict, validate
 
 MANIFEST_FILE = "manifest.json"
@@ -167,10 +166,5 @@ def verify_manifest(folder: str | Path) -> Manifest:
 
 
 def _read(source: Path) -> Manifest:
-    try:
-        content = json.loads(read_text(source))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            str(source), f"not valid JSON at line {error.lineno}, column {error.colno}"
-        ) from None
+    content = load_json(source)
     return validate(Manifest, content, str(source))
