@@ -13,7 +13,6 @@ Registering a name again replaces what it stood for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,14 +31,14 @@ _TAKEN = ("min", "max", "name", "trial", "origin", "on_front", "selected", "supe
 """Words of objectives, and columns of the front that are no metrics."""
 
 
-def load_extensions(modules: Sequence[str], field: str = "extensions") -> None:
-    """Import modules that register parts.
+def load_extension(name: str) -> str:
+    """Import a module that registers parts; returns its name.
 
     Raises:
-        InputError: a module is missing, or importing it fails.
+        InputError: it is missing, or importing it fails.
     """
-    for name in modules:
-        import_module_here(name, field)
+    import_module_here(name, "extensions")
+    return name
 
 
 def register_metric(
@@ -88,12 +87,11 @@ def register_metric(
                 f"`{name}` is a metric of the package",
                 f"another name, or one of the costs that can be replaced: {costs}",
             )
-        text = text or f"{name} by {_name(function)}"
-        METRICS[name] = replace(known, text=text, function=function)
+        metric = replace(known, function=function)
+        METRICS[name] = replace(metric, text=text or f"{name} by {metric.source}")
     else:
-        METRICS[name] = Metric(
-            name, text or _name(function), maximise=maximise, measured=measured, function=function
-        )
+        metric = Metric(name, text, maximise=maximise, measured=measured, function=function)
+        METRICS[name] = replace(metric, text=text or metric.source)
 
 
 def register_choices(name: str, function: Generator) -> None:
@@ -146,11 +144,3 @@ def register_strategy(
 def _check_name(where: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InputError(f"{where}: name", f"got `{name}`", "letters, digits and underscores")
-
-
-def _name(function: Callable[..., object]) -> str:
-    parts: Iterable[str] = (
-        getattr(function, "__module__", "") or "",
-        getattr(function, "__qualname__", type(function).__name__),
-    )
-    return ".".join(part for part in parts if part)

@@ -83,12 +83,7 @@ def _belongs(path: Path, found: str | None, manifest: Manifest) -> None:
 
 def _design(path: Path, manifest: Manifest) -> Design:
     design = load_design(path)
-    if design_digest(design) != manifest.design_sha256:
-        raise InputError(
-            str(path), "is another design than the manifest's",
-            f"the design with the digest {manifest.design_sha256[:12]}...",
-            "Export the design again.",
-        )  # fmt: skip
+    _belongs(path, design_digest(design), manifest)
     return design
 
 

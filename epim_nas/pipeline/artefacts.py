@@ -90,9 +90,10 @@ def export_trial(
         check_epitomes(state, design, f"--weights {weights}")
     make_folder(out, "--out")
     check_same_design(out, design, "--out")
-    if weights is not None:
-        assert state is not None
-        _trained(folder.load_config(), network, cost.chip, design, state)  # do all of them fit?
+    model = None
+    if state is not None and (weights is not None or what in ("onnx", "all")):
+        # Also where it is not exported: do all of the given weights fit?
+        model = _trained(folder.load_config(), network, cost.chip, design, state)
     files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
@@ -100,8 +101,7 @@ def export_trial(
         path = out / WEIGHTS
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
-    if state is not None and what in ("onnx", "all"):
-        model = _trained(folder.load_config(), network, cost.chip, design, state)
+    if model is not None and what in ("onnx", "all"):
         kept = {DESIGN_KEY: design_digest(design)}
         files += _wanted(what, partial(export_both_forms, model, network.input_shape, out, kept))
     if what in ("mnsim", "all"):

@@ -18,7 +18,7 @@ from epim_nas.epitome.quantization.options import (
     WeightRange,
 )
 from epim_nas.errors import InputError
-from epim_nas.extensions import load_extensions
+from epim_nas.extensions import load_extension
 from epim_nas.files import load_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
@@ -38,13 +38,7 @@ Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
 Objective = Annotated[str, pydantic.AfterValidator(parse_objective)]
 """A metric, with `min` or `max` before it where its direction is turned."""
 
-
-def _loaded(name: str) -> str:
-    load_extensions([name])
-    return name
-
-
-Extension = Annotated[str, pydantic.AfterValidator(_loaded)]
+Extension = Annotated[str, pydantic.AfterValidator(load_extension)]
 """A module that registers parts when it is imported."""
 
 PRETRAINED = "pretrained"

@@ -201,11 +201,7 @@ def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostMod
             "seed": result.config["seed"],
             "version": __version__,
             "metrics": metrics,
-            "measured": {
-                name: own.get(name) or MEASURED[name]
-                for name in metrics
-                if name in {**MEASURED, **own}
-            },
+            "measured": {name: text for name, text in (MEASURED | own).items() if name in metrics},
         },
     )
 

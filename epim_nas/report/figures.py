@@ -113,11 +113,7 @@ def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     Raises:
         InputError: matplotlib is not installed.
     """
-    charts = [
-        (name, label, colour, [value(row) for row in rows])
-        for name, label, colour, value in DRAWN_BARS
-    ]
-    charts = [chart for chart in charts if any(value is not None for value in chart[3])]
+    charts = _known_charts(rows)
     figure = new_figure(max(6.0, 2.0 + 0.28 * len(rows)), 1.0 + 1.35 * max(1, len(charts)))
     axes = figure.subplots(max(1, len(charts)), 1, sharex=True, squeeze=False)[:, 0]
     places = list(range(len(rows)))
@@ -147,11 +143,7 @@ def heat_map_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     Raises:
         InputError: matplotlib is not installed.
     """
-    charts = [
-        (_heading(name, label), [value(row) for row in rows])
-        for name, label, _, value in DRAWN_BARS
-    ]
-    charts = [chart for chart in charts if any(value is not None for value in chart[1])]
+    charts = [(_heading(name, label), values) for name, label, _, values in _known_charts(rows)]
     figure = new_figure(max(7.0, 3.2 + 0.34 * len(rows)), 1.6 + 0.52 * max(1, len(charts)))
     panel = figure.add_subplot()
     shares = [_shares(values) for _, values in charts] or [[0.0] * len(rows)]
@@ -169,6 +161,17 @@ def heat_map_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     panel.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=11, color=INK)
     return figure
+
+
+def _known_charts(
+    rows: Sequence[LayerRow],
+) -> list[tuple[str, str, str, list[float | None]]]:
+    """(name, axis label, colour, values of the layers) of what is known of any layer."""
+    charts = [
+        (name, label, colour, [value(row) for row in rows])
+        for name, label, colour, value in DRAWN_BARS
+    ]
+    return [chart for chart in charts if any(value is not None for value in chart[3])]
 
 
 def _heading(name: str, label: str) -> str:

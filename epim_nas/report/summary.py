@@ -14,6 +14,7 @@ from epim_nas.report.tables import (
     markdown_table,
     millis,
     own_objectives,
+    own_text,
     percent,
 )
 from epim_nas.study.metrics import own_texts
@@ -48,12 +49,12 @@ def markdown_summary(
         ("data", config["data"]["name"]),
         ("chip", chip),
         ("search space", _space(config["space"])),
-        ("budget", _listed(f"{name} {_number(value)}" for name, value in result.budget.items())),
-        ("objectives", _listed(result.objectives)),
+        ("budget", ", ".join(f"{name} {_number(value)}" for name, value in result.budget.items())),
+        ("objectives", ", ".join(result.objectives)),
         ("strategy", f"{config['search']['strategy']}, {len(result.trials)} designs scored"),
         *((name, str(value)) for name, value in notes.seeds(config)),
-        ("versions", _listed(f"{name} {value}" for name, value in result.versions.items())),
-        ("time", _listed(f"{name} {duration(value)}" for name, value in result.seconds.items())),
+        ("versions", ", ".join(f"{name} {value}" for name, value in result.versions.items())),
+        ("time", ", ".join(f"{name} {duration(value)}" for name, value in result.seconds.items())),
     ]
     parts = [f"# {result.name}", headline(result)["sentence"]]
     if picture is not None:
@@ -129,13 +130,13 @@ def _cells(row: FrontRow) -> list[str]:
         f"{row.bits_compression:.2f}×",
         millis(row.latency_ns),
         millis(row.energy_nj),
-        *("–" if value is None else f"{value:.4g}" for value in row.own.values()),
+        *(own_text(name, row) for name in row.own),
     ]
 
 
 def _caption(result: RunResult, chip: str) -> str:
     model, data = result.config["model"]["name"], result.config["data"]["name"]
-    budget = _listed(f"{name} at most {_number(value)}" for name, value in result.budget.items())
+    budget = ", ".join(f"{name} at most {_number(value)}" for name, value in result.budget.items())
     return (
         latex_text(f"Pareto front of {result.name} ({model} on {data}, chip {chip}; {budget}). ")
         + "Top-1 with shared weights and after fine-tuning on validation images, and after "
@@ -152,10 +153,6 @@ def _number(value: float) -> str:
 def _space(space: object) -> str:
     name = space.get("name", "") if isinstance(space, dict) else space
     return Path(str(name)).stem
-
-
-def _listed(parts: Iterable[str]) -> str:
-    return ", ".join(parts)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

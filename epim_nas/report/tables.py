@@ -199,11 +199,12 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def _with_own(columns: Sequence[Column], result: RunResult) -> list[Column]:
-    own: list[Column] = [(name, partial(_own_text, name)) for name in own_objectives(result)]
+    own: list[Column] = [(name, partial(own_text, name)) for name in own_objectives(result)]
     return [*columns[:-1], *own, columns[-1]]
 
 
-def _own_text(name: str, row: FrontRow) -> str:
+def own_text(name: str, row: FrontRow) -> str:
+    """A user's objective of a row, for people."""
     value = row.own.get(name)
     return "–" if value is None else f"{value:.4g}"
 

@@ -49,6 +49,16 @@ class Metric:
     function: MetricFunction | None = None
 
     @property
+    def source(self) -> str:
+        """Dotted name of the user's function."""
+        kind = type(self.function).__name__
+        parts = (
+            getattr(self.function, "__module__", ""),
+            getattr(self.function, "__qualname__", kind),
+        )
+        return ".".join(filter(None, parts))
+
+    @property
     def replaceable(self) -> bool:
         """Whether a user's function may compute it: a modelled cost that is no exact count."""
         return bool(self.additive) and not self.exact and not self.parts
@@ -143,29 +153,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def own_metrics(*, measured: bool) -> list[Metric]:
-    """Metrics that users registered: those that are measured, or those that are not."""
-    return [
-        metric
-        for metric in METRICS.values()
-        if metric.function is not None and metric.measured == measured
-    ]
+def own_metrics(*, measured: bool | None = None) -> list[Metric]:
+    """Metrics that users registered: all, those that are measured, or those that are not."""
+    own = [metric for metric in METRICS.values() if metric.function is not None]
+    return [metric for metric in own if measured in (None, metric.measured)]
 
 
 def own_texts() -> dict[str, str]:
     """Metric of a user -> what it is."""
-    return {m.name: m.text for m in METRICS.values() if m.function is not None}
+    return {metric.name: metric.text for metric in own_metrics()}
 
 
 def own_sources() -> dict[str, str] | None:
     """Metric of a user -> the function that computes it; None without any."""
-    found = {
-        metric.name: f"{getattr(metric.function, '__module__', '')}."
-        f"{getattr(metric.function, '__qualname__', type(metric.function).__name__)}"
-        for metric in METRICS.values()
-        if metric.function is not None
-    }
-    return found or None
+    return {metric.name: metric.source for metric in own_metrics()} or None
 
 
 def own_costs(

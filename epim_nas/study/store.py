@@ -249,8 +249,8 @@ class TrialStore:
             tried = True
             # As `Study.add_trial`, which does not say which trial it became: to look for it would
             # take longer with every trial.
-            number = self._storage.create_new_trial(self._study_id, template_trial=trial)
-            return self._storage.get_trial(number)
+            stored = self._storage.create_new_trial(self._study_id, template_trial=trial)
+            return self._storage.get_trial(stored)
 
         return patiently(store, self.place)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -78,13 +78,12 @@ class FinetuneResult:
     curve: tuple[tuple[int, float], ...]
 
 
-def measure_own(metrics: Iterable[Metric], model: nn.Module, data: Data) -> dict[str, float]:
+def measure_own(metrics: Sequence[Metric], model: nn.Module, data: Data) -> dict[str, float]:
     """The values of metrics that the user registered, of a network as it is.
 
     Raises:
         InputError: a function fails, or gives no finite number.
     """
-    metrics = list(metrics)
     if not metrics:
         return {}
     with evaluation_mode(model), torch.no_grad():

@@ -26,8 +26,8 @@ from epim_nas.export.mnsim.description import (
     MNSIM_FILE,
     MnsimNetwork,
     describe_mnsim,
-    design_of,
     export_mnsim,
 )
+from epim_nas.export.mnsim.text import design_of
 
 __all__ = ["MNSIM_FILE", "MnsimNetwork", "describe_mnsim", "design_of", "export_mnsim"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,11 +135,3 @@ def describe_mnsim(design: Design, network: Network, chip: Chip) -> MnsimNetwork
         notes=notes.texts(),
         network_graph_problems=graph.problems.texts(),
     )
-
-
-def design_of(path: Path) -> str | None:
-    """The digest of the design that a file of :func:`export_mnsim` describes, from its header."""
-    with open(path, encoding="utf-8") as file:
-        head = [line for _, line in zip(range(5), file, strict=False)]
-    found = re.search(r"design ([0-9a-f]{64})", "".join(head))
-    return found[1] if found else None

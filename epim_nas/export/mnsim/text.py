@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import islice
+from pathlib import Path
 from pprint import pformat
 from typing import Any
 
@@ -69,3 +72,10 @@ def header(design: Design, chip: Chip, module: str) -> str:
 # is an epitome, NetStruct has the dense layer on the same crossbars, and the key epim_nas, which
 # MNSIM ignores, has the rest.
 """
+
+
+def design_of(path: Path) -> str | None:
+    """The digest of the design that a file describes, from its :func:`header`."""
+    with open(path, encoding="utf-8") as file:
+        found = re.search(r"design ([0-9a-f]{64})", "".join(islice(file, 5)))
+    return found[1] if found else None
