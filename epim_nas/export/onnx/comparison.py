@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.quantization import ActivationQuantizer
 from epim_nas.errors import EpimError
+from epim_nas.export.onnx.recording import INPUT, OUTPUT, first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-from epim_nas.export.onnx.recording import INPUT, OUTPUT, first_line
 
 TOLERANCE = 1e-4
 """How far a tensor may be from PyTorch's, relative to the largest magnitude in it.
@@ -143,26 +142,31 @@ class Followed:
 
     def __init__(self, network: nn.Module, path: Path) -> None:
         self.flips = self.activations = 0
-        self._given: Iterator[Tensor] | None = None
+        self._given: Iterator[Tensor] = iter(())
         self._path = path
-        for name, module in network.named_modules():
-            if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
-                module.activation.register_forward_hook(partial(self._follow, name))
+        self._quantizers = {
+            name: module.activation
+            for name, module in network.named_modules()
+            if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None
+        }
 
     @contextmanager
     def by(self, given: Iterable[Tensor]) -> Iterator[None]:
         """While the block runs, the layers' rounded inputs are these, in the order of the calls."""
         self._given = iter(given)
+        hooks = [
+            quantizer.register_forward_hook(partial(self._follow, name))
+            for name, quantizer in self._quantizers.items()
+        ]
         try:
             yield
         finally:
-            self._given = None
+            for hook in hooks:
+                hook.remove()
 
     def _follow(
         self, name: str, quantizer: ActivationQuantizer, inputs: tuple[Tensor], own: Tensor
     ) -> Tensor:
-        if self._given is None:
-            return own
         found, (x,), step = next(self._given), inputs, quantizer.step.abs()
         # Rounding does not fall, so that what is between these is the rounding of a close input.
         # Inputs that are all nearly zero differ by more than their own size, and round alike.

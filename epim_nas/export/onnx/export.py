@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from epim_nas.export.onnx.recording import Opened, first_line, prepend
 from epim_nas.export.onnx.sampling import Sampling, tensor_of
 from epim_nas.files import atomic_path
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 Form = Literal["expanded", "epitomes"]
 
 LARGEST_FILE = 2**31
-
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +108,38 @@ def export_onnx(
         EpimError: the file is damaged, is not valid ONNX, or computes something else than the model
             (:class:`Comparison`).
     """
-    onnx = _require_onnx()
     if form not in get_args(Form):
         raise InputError("form", f"got `{form}`", ", ".join(get_args(Form)))
     path = Path(path)
     if path.is_dir():
         raise InputError(str(path), "is a folder, not a file")
+    return _write(_graphs(model, input_shape), form, path, metadata or {})
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """A network as ONNX, before it is written.
+
+    Attributes:
+        onnx: the package.
+        reference: the network in PyTorch.
+        input_shape: of one input, without the batch.
+        parts: how the weights are sampled.
+        recorded: name of every quantized activation.
+        forms: the graph of each form.
+    """
+
+    onnx: Any
+    reference: nn.Module
+    input_shape: Sequence[int]
+    parts: list[Sampling]
+    recorded: list[str]
+    forms: dict[Form, ModelProto]
+
+
+def _graphs(model: nn.Module, input_shape: Sequence[int]) -> _Graphs:
+    """Record a network; the forms differ in where its weights come from."""
+    onnx = _require_onnx()
     reference = copy.deepcopy(model).cpu().eval()
     _check_model(reference, input_shape)
     opened = Opened(copy.deepcopy(reference))
@@ -123,16 +151,24 @@ def export_onnx(
     prepend(expanded, [], [tensor_of(layer.weight_name, layer.weight) for layer in opened.layers])
     for part in parts:
         prepend(epitomes, part.nodes, [*part.data.values(), *part.tables.values()])
-    chosen = expanded if form == "expanded" else epitomes
-    onnx.helper.set_model_props(chosen, dict(metadata or {}))
+    forms: dict[Form, ModelProto] = {"expanded": expanded, "epitomes": epitomes}
+    return _Graphs(onnx, reference, input_shape, parts, opened.recorded, forms)
+
+
+def _write(graphs: _Graphs, form: Form, path: Path, metadata: Mapping[str, str]) -> OnnxExport:
+    """Write one form, checked and compared; the sizes of both are without the metadata."""
+    expanded_bytes, epitomes_bytes = (graph.ByteSize() for graph in graphs.forms.values())
+    chosen = copy.deepcopy(graphs.forms[form])
+    graphs.onnx.helper.set_model_props(chosen, dict(metadata))
     content = chosen.SerializeToString()
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
             check_file(temporary, content, path)
             comparison = compare(
-                onnx.load(temporary), reference, opened.recorded, input_shape, path
-            )
+                graphs.onnx.load(temporary), graphs.reference, graphs.recorded,
+                graphs.input_shape, path,
+            )  # fmt: skip
     except OSError as error:
         raise InputError(
             str(path), f"cannot be written: {error.strerror or error}", "a file that can be written"
@@ -140,10 +176,10 @@ def export_onnx(
     return OnnxExport(
         path,
         form,
-        expanded.ByteSize(),
-        epitomes.ByteSize(),
-        sum(len(tensor.raw_data) for part in parts for tensor in part.data.values()),
-        sum(len(tensor.raw_data) for part in parts for tensor in part.tables.values()),
+        expanded_bytes,
+        epitomes_bytes,
+        sum(len(tensor.raw_data) for part in graphs.parts for tensor in part.data.values()),
+        sum(len(tensor.raw_data) for part in graphs.parts for tensor in part.tables.values()),
         comparison,
     )
 
@@ -152,9 +188,10 @@ def export_both_forms(
     model: nn.Module, input_shape: Sequence[int], folder: Path, metadata: Mapping[str, str]
 ) -> list[Path]:
     """Write the network in both forms; returns the files. Errors: :func:`export_onnx`."""
+    graphs = _graphs(model, input_shape)  # once: recording takes most of the time
     files = []
     for form, name in FILES.items():
-        made = export_onnx(model, input_shape, folder / name, form=form, metadata=metadata)
+        made = _write(graphs, form, folder / name, metadata)
         files.append(made.path)
         log.info("%s", made)
     return files

@@ -200,7 +200,7 @@ class Opened(nn.Module):
         """The graph of the network, where the weights are names without a value.
 
         Raises:
-            EpimError: PyTorch's exporter refuses the network.
+            Inexpressible: PyTorch's exporter refuses the network.
         """
         x = torch.zeros(2, *input_shape)
         weights = [torch.from_numpy(layer.weight) for layer in self.layers]

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from epim_nas.epitome.plan import IntArray, Order, Patch, SamplingPlan
 from epim_nas.errors import EpimError
+from epim_nas.export.onnx.recording import OPSET, Layer, dotted
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
-
-from epim_nas.export.onnx.recording import OPSET, Layer, dotted
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
