@@ -5,34 +5,54 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from epim_nas.errors import InputError
 
 
-def import_module_here(name: str, field: str) -> ModuleType:
+@contextmanager
+def here_importable() -> Iterator[None]:
+    """While the block runs, modules of the current folder can be imported."""
+    # A console script has its own folder on the path, not the one that the user is in.
+    folder = os.getcwd()
+    added = folder not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+
+
+def import_module_here(name: str, field: str, allowed: str = "") -> ModuleType:
     """Import a module; the folder in which the command was started is importable.
 
     Args:
         name: the module's name.
         field: what names it, for messages.
+        allowed: what else could stand there, for messages.
 
     Raises:
         InputError: there is no such module, or importing it fails.
     """
-    folder = os.getcwd()
-    # A console script has its own folder on the path, not the one that the user is in.
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with here_importable():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name == missing or name.startswith(f"{missing}."):
+            raise InputError(
+                field,
+                f"there is no module `{missing}`",
+                allowed,
+                "Install it, or start from the folder that it lies in.",
+            ) from None
         raise InputError(
-            field,
-            f"there is no module `{error.name}`",
-            hint="Install it, or start from the folder that it lies in.",
+            field, f"importing `{name}` needs `{missing}`, which is not installed"
         ) from None
     except InputError:
         raise
@@ -40,6 +60,3 @@ def import_module_here(name: str, field: str) -> ModuleType:
         raise InputError(
             field, f"importing `{name}` fails: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from epim_nas.errors import InputError
 from epim_nas.files import dump_yaml, write_text
+from epim_nas.imports import here_importable
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.folder import LAUNCH
 
@@ -147,9 +147,8 @@ def _modules(value: Any) -> Iterator[str]:
 
 def _take_along(name: str, code: Path) -> None:
     """Copy a module of the user; what is installed is left to the cluster's environment."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # where `epim-nas search` looks as well
-    found = importlib.util.find_spec(name)
+    with here_importable():  # where `epim-nas search` looks as well
+        found = importlib.util.find_spec(name)
     if found is None:
         raise InputError(
             "run file",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from epim_nas.errors import InputError, missing_extra, nearest
+from epim_nas.imports import here_importable, import_module_here
 from epim_nas.models._torchvision import import_torchvision
 
 if TYPE_CHECKING:
@@ -140,8 +139,8 @@ def _user_model(
 ) -> nn.Module:
     if not module or not function:
         raise InputError(_FIELD, f"got `{spec}`", _FORMS)
-    with _working_directory_importable():
-        factory: Any = _import_user_module(spec, module)
+    with here_importable():
+        factory: Any = import_module_here(module, f"{_FIELD}: {spec}", _FORMS)
         for part in function.split("."):
             if not hasattr(factory, part):
                 public = [name for name in vars(factory) if not name.startswith("_")]
@@ -156,27 +155,6 @@ def _user_model(
         offered = {"in_channels": in_channels, "num_classes": num_classes}
         given = {key: value for key, value in offered.items() if takes_any or key in parameters}
         return _call(spec, factory, given, args)
-
-
-def _import_user_module(spec: str, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        if module == missing or module.startswith(f"{missing}."):
-            raise InputError(
-                _FIELD,
-                f"`{spec}`: there is no module `{missing}`",
-                _FORMS,
-                "Install it, or start from the folder that it lies in.",
-            ) from None
-        raise InputError(
-            _FIELD, f"`{spec}`: importing `{module}` needs `{missing}`, which is not installed"
-        ) from None
-    except Exception as error:  # importing runs the user's code
-        raise InputError(
-            _FIELD, f"`{spec}`: importing `{module}` fails: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _call(
@@ -243,21 +221,6 @@ def without_downloads(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     if not name.startswith(("torchvision:", "timm:")):
         return dict(args)
     return {key: value for key, value in args.items() if key not in ("weights", "pretrained")}
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    # A console script has its own folder on the path, not the one the user is in.
-    folder = os.getcwd()
-    added = folder not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)
 
 
 def _replace_first_conv(spec: str, model: nn.Module, in_channels: int) -> None:

@@ -25,17 +25,8 @@ from epim_nas.export.manifest import (
 from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
 from epim_nas.export.verification import DATAPATH, WEIGHTS, verify_export
 from epim_nas.export.weights import export_weights
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from tests.export.test_export import NETWORK
 
-NETWORK = Network(
-    "tiny",
-    (
-        LayerSpec("a", "conv", (INPUT,), 16, 32, (8, 8), (8, 8), (3, 3), padding=(1, 1)),
-        LayerSpec("p", "pooling", ("a",), 32, 32, (8, 8), (1, 1)),
-        LayerSpec("fc", "fc", ("p",), 32, 10),
-    ),
-    (16, 8, 8),
-)
 DESIGN = Design(
     "tiny",
     {
