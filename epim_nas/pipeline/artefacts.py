@@ -37,6 +37,7 @@ from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import (
     best_number,
+    finalist_of,
     find_trial,
     full_design,
     load_cost_model,
@@ -73,7 +74,7 @@ def export_trial(
     record = find_trial(result, which)
     cost = load_cost_model(folder)
     design = full_design(result, record, cost)
-    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    finalist = finalist_of(result, record.number)
     if what in ("weights", "onnx", "all") and finalist is None and weights is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
         raise InputError(
@@ -137,7 +138,7 @@ def trained_model(folder: str | Path, which: str | int | None = None) -> nn.Modu
     if which is None:
         raise InputError("which", "no design of the run was fine-tuned", "finalists.count above 0")
     record = find_trial(result, str(which), "which")
-    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    finalist = finalist_of(result, record.number)
     if finalist is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
         raise InputError(

@@ -162,10 +162,9 @@ def report_text(folder: RunFolder, form: str, out: Path | None = None) -> str:
 def _page(result: RunResult, folder: RunFolder, cost: CostModel, network: Network) -> str:
     """``report.html``, with the layers' costs of the front and of the finalists."""
     designs = {record.number: record.design for record in result.trials}
-    shown = dict.fromkeys([*result.front, *(f.number for f in result.finalists)])
     return render_report(
         result,
-        costs={number: cost.evaluate(designs[number]) for number in shown},
+        costs={number: cost.evaluate(designs[number]) for number in _shown(result)},
         network=network,
         run_folder=str(folder.path),
     )
@@ -179,7 +178,7 @@ def load_cost_model(folder: RunFolder) -> CostModel:
 def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostModel) -> Design:
     """A trial's design with its totals and provenance, as the design file holds it."""
     metrics: dict[str, Any] = {"supernet_top1": record.metrics["accuracy"]}
-    finalist = next((f for f in result.finalists if f.number == record.number), None)
+    finalist = finalist_of(result, record.number)
     if finalist is not None:
         metrics["validation_top1"] = finalist.validation_accuracy
         metrics["test_top1"] = finalist.test_accuracy
@@ -213,6 +212,16 @@ def best_number(result: RunResult) -> int | None:
     return result.selected.get("best-accuracy")
 
 
+def finalist_of(result: RunResult, number: int) -> Finalist | None:
+    """The finalist of a trial, if it was fine-tuned."""
+    return next((f for f in result.finalists if f.number == number), None)
+
+
+def _shown(result: RunResult) -> list[int]:
+    """Trials with a design file and layers in the report: the front and the finalists."""
+    return list(dict.fromkeys([*result.front, *(f.number for f in result.finalists)]))
+
+
 def find_trial(result: RunResult, which: str, field: str = "--select") -> TrialRecord:
     """The trial of a selection name or a number; ``field`` is where it was given.
 
@@ -244,7 +253,7 @@ def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network
     """
     by_number = {record.number: record for record in result.trials}
     write_front_csv(result, folder.path / "front.csv")
-    shown = list(dict.fromkeys([*result.front, *(f.number for f in result.finalists)]))
+    shown = _shown(result)
     for stale in folder.designs.glob("trial-*.yaml"):
         if int(stale.stem.removeprefix("trial-")) not in shown:
             stale.unlink()  # left the front when the search went on

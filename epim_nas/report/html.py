@@ -9,7 +9,7 @@ from typing import Any
 
 from epim_nas._version import __version__
 from epim_nas.errors import missing_extra
-from epim_nas.files import dump_yaml, write_text
+from epim_nas.files import dump_yaml
 from epim_nas.network.spec import Network
 from epim_nas.report import notes
 from epim_nas.report.layers import NetworkCostLike
@@ -22,20 +22,18 @@ from epim_nas.units import duration
 TEMPLATE = "report.html.j2"
 
 
-def write_report(
+def render_report(
     result: RunResult,
-    path: str | Path,
     *,
     costs: Mapping[int, NetworkCostLike] | None = None,
     network: Network | None = None,
     reference: ReferenceBox | None = None,
     run_folder: str | None = None,
-) -> None:
-    """Replace ``path`` by the report of a run.
+) -> str:
+    """The page as text.
 
     Args:
         result: the run, finished or interrupted.
-        path: where to write, usually ``RUN/report.html``.
         costs: trial number -> cost, for the crossbars, latency and energy of layers; at least of
             the selected design.
         network: the network, for weight shapes, epitome sizes and rounds.
@@ -45,23 +43,6 @@ def write_report(
     Raises:
         InputError: jinja2 or plotly is not installed.
     """
-    write_text(
-        path,
-        render_report(
-            result, costs=costs, network=network, reference=reference, run_folder=run_folder
-        ),
-    )
-
-
-def render_report(
-    result: RunResult,
-    *,
-    costs: Mapping[int, NetworkCostLike] | None = None,
-    network: Network | None = None,
-    reference: ReferenceBox | None = None,
-    run_folder: str | None = None,
-) -> str:
-    """The page as text; the arguments are those of :func:`write_report`."""
     reference = reference or ReferenceBox.from_baseline(result.baseline.totals, result.objectives)
     headings, cells = table_texts(result)
     text: str = _template().render(

@@ -13,8 +13,9 @@ import pytest
 from tests_report_helpers import network_cost
 
 from epim_nas.errors import InputError
+from epim_nas.files import write_text
 from epim_nas.network.spec import Network
-from epim_nas.report.html import render_report, write_report
+from epim_nas.report.html import render_report
 from epim_nas.study.results import RunResult
 
 
@@ -135,7 +136,7 @@ def test_page_of_an_interrupted_run_without_a_front(make_result: Callable[..., R
 def test_write_report_replaces_the_file(result: RunResult, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
-    write_report(result, path)
+    write_text(path, render_report(result))
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
 
