@@ -142,7 +142,7 @@ def test_trained_weights_are_not_downloaded(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", refused)
     # The preset names trained weights, and no folder of images.
-    found = described(capsys, "resnet50_imagenet")
+    found = described(capsys, "epim_resnet50")
     assert found["log10_designs"]["searched"] > 60
     assert found["crossbars"]["dense_32_bit"] == 13120
 
