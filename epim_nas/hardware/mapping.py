@@ -284,7 +284,8 @@ def crossbar_granularity(plan: SamplingPlan, weight_bits: int | None, chip: Chip
     in_channels = grid.channels_per_row_group
     if plan.is_identity and plan.groups > 1:
         # Kept dense it is stored with the zeros outside of its blocks (:func:`mapped_plan`), where
-        # groups begin anywhere on a crossbar: all crossbars of the same columns share a step.
+        # groups begin anywhere on a crossbar: all crossbars of the same columns share a step. The
+        # plan does not say whether it is, or is stored without the zeros; one rule serves both.
         in_channels = plan.shape.in_channels
     return CrossbarBlock(
         in_channels=in_channels,

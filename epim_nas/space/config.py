@@ -110,6 +110,8 @@ Bits = Annotated[int, pydantic.Field(ge=2, le=32)]
 class EpitomeChoices(Strict):
     """Sizes of epitomes; every combination that is smaller than the layer's weight is a choice.
 
+    So is the whole weight of a grouped convolution, which a dense layer stores with zeros.
+
     Attributes:
         out_channels: output channels Oe. 1 is the whole layer; ``1/2`` half of it; 64 is 64;
             ``2 crossbars`` as many as fill the columns of two, with the choice's weight bits.

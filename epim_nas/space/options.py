@@ -60,7 +60,8 @@ class Option:
         """The choice on ``layer``; None where it makes no sense there.
 
         That is an epitome that is no smaller than the dense weight, has more channels than the
-        layer or none, or wraps where there is nothing to wrap.
+        layer or none, or wraps where there is nothing to wrap. The whole weight of a grouped
+        convolution makes sense: as an epitome it is stored without the zeros between its groups.
         """
         bits: dict[str, Any] = {
             "weight_bits": self.weight_bits,
@@ -70,7 +71,12 @@ class Option:
             return Choice(**bits)
         shape = self._shape(layer, chip)
         out_channels, in_channels, *_ = layer.weight_shape
-        if shape is None or shape.size >= math.prod(layer.weight_shape):
+        if shape is None:
+            return None
+        if shape.as_tuple == layer.weight_shape and layer.groups > 1:
+            # One patch: smaller ones would take the same weights in more rounds.
+            return Choice(shape, **bits) if self.out_patch == 1 and not self._wraps else None
+        if shape.size >= math.prod(layer.weight_shape):
             return None
         if shape.out_channels > out_channels or shape.in_channels > in_channels:
             return None
@@ -85,6 +91,10 @@ class Option:
                 return None
             patch = (channels, shape.in_channels)
         return Choice(shape, self.wrap, patch=patch, wrap_in=self.wrap_in, **bits)
+
+    @property
+    def _wraps(self) -> bool:
+        return self.wrap or self.wrap_in
 
     def _shape(self, layer: LayerSpec, chip: Chip | None) -> EpitomeShape | None:
         out_channels, in_channels, height, width = layer.weight_shape

@@ -89,6 +89,24 @@ def test_a_grouped_convolution_kept_dense_is_mapped_as_a_dense_one():
     assert of_grouped.utilization == pytest.approx(of_plain.utilization / 32)
 
 
+def test_a_depthwise_convolution_by_hand():
+    """The last depthwise layer of MobileNetV2, with every number written out by hand."""
+    layer, chip = conv("c", "input", 960, 960, 7, groups=960), load_chip("xbar_64")
+    dense = map_layer(layer, Choice(weight_bits=9), chip)
+    # 64 rows hold 7 channels of 9: 138 row groups. 960 outputs of 8 slices: 120 column groups.
+    assert (dense.row_groups, dense.column_groups, dense.crossbars) == (138, 120, 16560)
+    assert (dense.rounds, dense.slot_count) == (1, 1)
+    assert dense.utilization == pytest.approx(960 * 9 * 8 / (16560 * 4096))
+    whole = map_layer(layer, Choice(EpitomeShape(960, 1, 3, 3), weight_bits=9), chip)
+    # The same outputs on the 9 rows of one channel. A crossbar has 8 outputs, each a round of its
+    # own, and works beside the others: 8 slots.
+    assert (whole.row_groups, whole.column_groups, whole.crossbars) == (1, 120, 120)
+    assert (whole.rows, whole.columns) == (9, 64)
+    assert (whole.rounds, whole.slot_count) == (960, 8)
+    assert whole.held_channels == 8
+    assert whole.utilization == pytest.approx(960 * 9 * 8 / (120 * 4096))
+
+
 def test_compression_is_split_into_shape_and_bits():
     network, chip = chain(), load_chip("xbar_64")
     choices = dict(Design.uniform(network, 3, 9).choices)

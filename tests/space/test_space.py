@@ -75,6 +75,20 @@ def test_choices_are_every_smaller_epitome_once(network: Network) -> None:
     assert all(len(set(choices)) == len(choices) for choices in space.layer_choices.values())
 
 
+@pytest.mark.parametrize("groups", [2, 16])
+def test_a_grouped_layer_may_be_stored_whole_without_its_zeros(groups: int) -> None:
+    layers = (conv("c", "input", (16, 16)), conv("g", "c", (16, 16), groups=groups))
+    network = Network("net", layers, (16, 8, 8))
+    epitome = {**EPITOME, "out_patch": [1, "1/2"], "wrap_in": [False, True]}
+    for offered in (epitome, {}):
+        space = space_of(network, rules=[{"grouped": True, "epitome": offered}])
+        assert space.layer_choices["c"] == (Choice(None, False, 9, 9),)
+        whole = EpitomeShape.dense(layers[1].weight_shape)
+        found = [choice for choice in space.layer_choices["g"] if choice.shape == whole]
+        assert found == [Choice(whole, False, 9, 9)]
+    assert space.layer_choices["g"] == (Choice(None, False, 9, 9), *found)
+
+
 def test_input_wrapping_is_a_choice_where_there_are_input_slabs(network: Network) -> None:
     epitome = {**EPITOME, "wrap": [False], "growth": [0], "wrap_in": [False, True]}
     space = space_of(network, defaults={"epitome": epitome})
