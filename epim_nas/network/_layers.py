@@ -134,6 +134,7 @@ class LayerBuilder:
                 "the same padding on both sides",
                 "Pad explicitly (nn.ZeroPad2d) before a convolution without padding.",
             )
+        _check_forward(target, module, nn.Conv2d, source)
         return self._append(spec)
 
     def _linear(self, target: str, module: Any, sources: Sources, source: torch.Tensor) -> Sources:
@@ -146,6 +147,7 @@ class LayerBuilder:
                 "Flatten before it, or write a per-pixel linear layer as a 1x1 nn.Conv2d; "
                 "attention and token networks are not supported.",
             )
+        _check_forward(target, module, nn.Linear, source)
         return self._append(
             LayerSpec(
                 name=self._unique(target),
@@ -353,6 +355,37 @@ class LayerBuilder:
             candidate, number = f"{name}_{number}", number + 1
         self._names.add(candidate)
         return candidate
+
+
+def _check_forward(
+    target: str, module: Any, kind: type[nn.Conv2d] | type[nn.Linear], source: torch.Tensor
+) -> None:
+    """Refuse a subclass whose ``forward`` is not the layer with its ``weight`` and ``bias``.
+
+    Crossbars and epitomes hold the weight; what a subclass does to it first (standardisation, a
+    gain) would be lost without a word.
+    """
+    overridden = type(module).forward is not kind.forward or (
+        kind is nn.Conv2d and type(module)._conv_forward is not nn.Conv2d._conv_forward
+    )
+    if not isinstance(module, kind) or not overridden or source.is_meta:
+        return
+    # Not the input of the run: after constant images it can be zero everywhere.
+    values = torch.arange(source.numel(), device=source.device, dtype=torch.float32)
+    values = (1.7 * values).sin().reshape(source.shape).to(source.dtype)
+    if isinstance(module, nn.Conv2d):
+        plain = nn.Conv2d._conv_forward(module, values, module.weight, module.bias)
+    else:
+        plain = nn.functional.linear(values, module.weight, module.bias)
+    # 3 %: far above rounding in any number format.
+    if (module(values) - plain).float().norm() > 0.03 * plain.float().norm():
+        raise InputError(
+            f"model: {target}",
+            f"{type(module).__name__} computes something else than its `weight` and `bias` say",
+            f"a forward that is that of nn.{kind.__name__}, up to rounding",
+            f"Replace it by an nn.{kind.__name__} with the weights that it computes with: "
+            "standardise and scale them once.",
+        )
 
 
 def _resolve_padding(

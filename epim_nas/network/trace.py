@@ -20,7 +20,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], name: str | None 
 
     - ``nn.Conv2d``, its subclasses and its epitome (a module with a sampling ``plan``): ``conv``,
       named by the module's dotted path;
-    - ``nn.Linear``, its subclasses and its epitome, on a (batch, features) input: ``fc``;
+    - ``nn.Linear``, its subclasses and its epitome, on a (batch, features) input: ``fc``; of both,
+      a subclass has to compute with its ``weight`` and ``bias`` as they are;
     - max, average and adaptive pooling, as modules, functions or methods, and the mean or maximum
       over height and width: ``pooling``;
     - an element-wise sum, difference or product of two feature maps: ``element_sum``. The gate of

@@ -382,6 +382,33 @@ def test_a_module_that_pads_asymmetrically_inside_is_refused():
         trace(nn.Sequential(Same(3, 4, 3, 2)), (3, 8, 8))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std(), self.bias)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Careful(nn.Conv2d):
+    def forward(self, x):
+        return functional.conv2d(x.contiguous(), self.weight, self.bias, padding=self.padding)
+
+
+@pytest.mark.parametrize("head", [Standardised(3, 4, 3), Scaled(3 * 8 * 8, 4)])
+def test_a_layer_that_computes_with_other_weights_is_refused(head):
+    model = nn.Sequential(conv(3, 3), nn.ReLU(), nn.Flatten() if head.weight.dim() == 2 else
+                          nn.Identity(), head)  # fmt: skip
+    model[0].bias.data.fill_(-1e3)  # what reaches the layer is zero
+    with pytest.raises(InputError, match=f"model: 3: {type(head).__name__} computes something"):
+        trace(model, (3, 8, 8))
+    assert len(trace(model.to("meta"), (3, 8, 8)).weighted) == 2
+    assert len(trace(nn.Sequential(Careful(3, 4, 3, padding=1)), (3, 8, 8)).weighted) == 1
+
+
 def test_a_second_required_input_is_refused():
     class Two(nn.Module):
         def __init__(self):
