@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.quantization import ActivationQuantizer
-from epim_nas.errors import EpimError, Inexpressible, InputError
+from epim_nas.errors import Inexpressible, InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -259,7 +259,7 @@ def _tidy(model: ModelProto, recorded: list[str], weights: list[str]) -> None:
     data, output = graph.input[0], graph.output[0]
     symbol = data.type.tensor_type.shape.dim[0].dim_param
     if not symbol:
-        raise EpimError("model: PyTorch exports it for one number of inputs only")
+        raise Inexpressible("model", "PyTorch exports it for one number of inputs only")
     for value in (data, output):
         value.ClearField("metadata_props")
         for dim in value.type.tensor_type.shape.dim:
