@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from subjects import Source
 from torch import nn
 
+from epim_nas.files import digest, dump_yaml, write_text
 from epim_nas.hardware import CostModel
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
@@ -38,11 +39,13 @@ class Tuned:
         before: validation score before it, recalibrated.
         after: validation score after it.
         test: test score of the better one.
+        network: the better one.
     """
 
     before: Score
     after: Score
     test: Score
+    network: nn.Module
 
     @property
     def record(self) -> dict[str, float]:
@@ -64,11 +67,13 @@ class Lab:
         space: the search space.
         recipe: how every network is fine-tuned.
         test_images: test images to report on; they are taken evenly.
+        changes: groups of the run file that are not as they are by default.
     """
 
     def __init__(
-        self, source: Source, name: str, chip: str, space: str, recipe: TrainConfig,
-        test_images: int = 8000,
+        self, source: Source, name: str, chip: str, space: str | Mapping[str, Any],
+        recipe: TrainConfig, test_images: int = 10_000,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         config = RunConfig.model_validate(
             {
@@ -81,6 +86,7 @@ class Lab:
                 "budget": {"compression": 20},
                 "objectives": ["accuracy"],
                 "device": "cpu",
+                **(changes or {}),
             }
         )
         data = source.data()
@@ -90,7 +96,9 @@ class Lab:
         self.space = self.setup.build_space()
         self.costs = self.setup.cost.table(self.space.layer_choices)
         self.recipe = recipe
-        self.folder = RunFolder(source.cache / f"{name}-{chip}-{Path(space).stem}")
+        named = space["name"] if isinstance(space, Mapping) else Path(space).stem
+        known_by = f"-{digest(changes)[:8]}" if changes else ""
+        self.folder = RunFolder(source.cache / f"{name}-{chip}-{named}{known_by}")
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.calibration = score_settings(self.setup).calibration_batches(data)
         self.validation = list(data.batches("validation", 500))
@@ -98,6 +106,13 @@ class Lab:
         # Images may be in the order of their classes.
         every = max(1, data.sizes["test"] // test_images)
         self.test = [(x[::every], y[::every]) for x, y in everything]
+
+        write_text(self.folder.config, dump_yaml(config.model_dump(mode="json", by_alias=True)))
+
+    @cached_property
+    def dense_accuracy(self) -> float:
+        """Test accuracy of the network in floating point."""
+        return evaluate(self.setup.model, self.test).accuracy
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -157,7 +172,7 @@ class Lab:
         train(model, self.setup.data, config, seed=seed, device="cpu", teacher=self.setup.model)
         after = self.measure(model)
         best = model if after.accuracy >= before.accuracy else kept
-        return Tuned(before, after, evaluate(best, self.test))
+        return Tuned(before, after, evaluate(best, self.test), best)
 
 
 class Records:

@@ -17,6 +17,8 @@ from epim_nas.models.weights import load_weights, save_weights
 from epim_nas.supernet.training import TrainConfig, train
 
 SHIPPED = "fashion_mnist_subset"
+DATA_SETS = (SHIPPED, "fashion_mnist")
+"""Data sets that the shipped weights fit; the full one is downloaded unless it is there."""
 _NORMALISATION = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -25,19 +27,22 @@ class Source:
     """Where images and weights come from.
 
     Attributes:
-        images: folder with train/ and test/; None for the images that ship with the package.
+        images: folder with train/ and test/, or one of the package's data sets by name.
         weights: weights of a ResNet-20 for them, fine-tuned on them before anything is measured.
+            The shipped ones for the data sets that they were trained for.
         cache: folder that keeps trained networks.
     """
 
-    images: str | None
+    images: str
     weights: Path | None
     cache: Path
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser, cache: str) -> None:
         """The options of a script that takes a source."""
-        parser.add_argument("--images", help="image folder with train/ and test/")
+        parser.add_argument(
+            "--images", default=SHIPPED, help="image folder with train/ and test/, or a data set"
+        )
         parser.add_argument("--weights", type=Path, help="weights of a ResNet-20 for them")
         parser.add_argument("--cache", type=Path, default=Path(cache))
 
@@ -49,8 +54,8 @@ class Source:
     @property
     def config(self) -> DataConfig:
         """The data group of a run file."""
-        if self.images is None:
-            return DataConfig(name=SHIPPED)
+        if self.images in DATA_SETS:
+            return DataConfig(name=self.images)
         return DataConfig(name="imagefolder", root=self.images, args=_NORMALISATION)
 
     def data(self) -> Data:
@@ -63,15 +68,16 @@ class Source:
 
 
 def resnet20(data: Data, source: Source) -> nn.Module:
-    """The trained ResNet-20: on one's own images given weights, fine-tuned 1500 steps."""
+    """The trained ResNet-20; beyond the shipped images, given weights are fine-tuned 1500 steps."""
     model = build_model("resnet20", in_channels=data.input_shape[0], num_classes=data.num_classes)
-    if source.images is None:
+    if source.images in DATA_SETS:
         load_weights(model, "fashion_mnist_resnet20")
+    if source.images == SHIPPED:
         return model
     file, config = source.cache / "resnet20.safetensors", TrainConfig(1500, 128, lr=0.01)
     if source.weights is not None:
         load_weights(model, source.weights)
-    elif not file.exists():
+    elif source.images not in DATA_SETS:
         config = TrainConfig(6000, 128, lr=0.1, warmup=0.05)
     return _cached(model, data, config, file)
 

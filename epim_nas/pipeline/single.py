@@ -161,13 +161,18 @@ def _start(setup: Setup, design: Design, reporter: Reporter) -> nn.Module:
             covariances=covariances,
             progress=lambda done: advance(done, ""),
         )
+    calibrate_activations(setup, model)
+    recalibrate(setup, model)
+    return model
+
+
+def calibrate_activations(setup: Setup, model: nn.Module) -> None:
+    """Choose the ranges of the layers' inputs anew; ``model`` is left in evaluation mode."""
     images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
             module.activation.reset()
     model.eval()(images)
-    recalibrate(setup, model)
-    return model
 
 
 def recalibrate(setup: Setup, model: nn.Module) -> None:
