@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epim_nas.epitome.output_projection import project_outputs
+from epim_nas.epitome.output_projection import OutputProjection
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.sampling import project
 from epim_nas.files import atomic_path, digest
@@ -55,10 +55,11 @@ def output_offsets(
         progress(len(plans))
         return {plan: offset.to(weight) for plan, offset in found.items()}
     found = {}
+    dense = weight.reshape(next(iter(times)).conv_shape)
+    projection = OutputProjection(dense, covariance)
     for plan, count in times.items():
         if not plan.is_identity:
-            dense = weight.reshape(plan.conv_shape)
-            start = project_outputs(dense, plan, covariance, steps=_SOLVER_STEPS)
+            start = projection.epitome(plan, steps=_SOLVER_STEPS)
             found[plan] = start - project(dense, plan)
         progress(count)
     if file is not None:

@@ -20,6 +20,7 @@ from epim_nas import (
     SamplingPlan,
     apply_design,
 )
+from epim_nas.epitome import output_projection
 from epim_nas.epitome.alignment import align
 from epim_nas.epitome.output_projection import project_outputs
 from epim_nas.epitome.sampling import expand, project
@@ -180,6 +181,36 @@ def test_output_projection_is_the_least_squares_solution(
     difference = blocks @ (weight.ravel() - pick @ solution)
     got = blocks @ (weight.ravel() - pick @ found.numpy().ravel())
     assert np.square(got).sum() == pytest.approx(np.square(difference).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    ("epitome", "options"),
+    [
+        ((10, 6, 4, 4), {}),
+        ((10, 6, 3, 3), {"wrap": True}),
+        ((8, 5, 3, 3), {}),  # last slabs are partial
+        ((8, 5, 4, 4), {"wrap": True}),
+        ((8, 5, 4, 4), {"wrap_in": True}),
+        ((20, 5, 4, 4), {}),
+    ],
+)
+def test_the_reduced_operator_is_the_whole_one(
+    epitome: tuple, options: dict, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SamplingPlan.build((20, 12, 3, 3), EpitomeShape(*epitome), **options)
+    rng = np.random.default_rng(4)
+    if ordered:
+        slabs = 1 if options else plan.out_slabs
+        orders = [rng.permutation(12).tolist() for _ in range(slabs)]
+        plan = plan.reordered(rng.permutation(20).tolist(), orders)
+    weight = torch.tensor(rng.normal(size=(20, 12, 3, 3)))
+    covariance = random_covariance(1, 108, 6)
+    found = []
+    for worthwhile in (0.0, np.inf):
+        monkeypatch.setattr(output_projection, "_WORTHWHILE", worthwhile)
+        found.append(project_outputs(weight, plan, covariance, steps=20))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
 
 
 def test_output_projection_with_a_white_input_is_the_projection() -> None:
