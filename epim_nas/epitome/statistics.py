@@ -45,8 +45,7 @@ def input_covariances(
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def observe(name: str, module: nn.Conv2d | nn.Linear, x: Tensor) -> None:
-        rows = input_rows(module, x)
-        rows = rows[:: max(1, len(rows) // positions)].transpose(0, 1).float()
+        rows = input_rows(module, x, positions).transpose(0, 1).float()
         count, total, product = sums.get(name, (0, rows.new_zeros(()), rows.new_zeros(())))
         sums[name] = (
             count + rows.shape[1],
@@ -75,15 +74,45 @@ def input_covariances(
     }
 
 
-def input_rows(module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """(positions, groups, I/groups * Kh * Kw) what every output position multiplies."""
+def input_rows(module: nn.Conv2d | nn.Linear, x: Tensor, positions: int | None = None) -> Tensor:
+    """What output positions multiply with the weight.
+
+    Args:
+        module: a convolution or linear layer.
+        x: its input: (N, C, H, W), or (..., features).
+        positions: look at about so many output positions, evenly spread over all images; by
+            default at all.
+
+    Returns:
+        (positions, groups, I/groups * Kh * Kw).
+    """
     if isinstance(module, nn.Linear):
-        return x.reshape(-1, 1, x.shape[-1])
+        rows = x.reshape(-1, 1, x.shape[-1])
+        return rows[:: _step(len(rows), positions)]
     padding = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = functional.pad(x, padding, mode=mode)
-    columns = functional.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
-    return columns.transpose(1, 2).reshape(-1, module.groups, columns.shape[1] // module.groups)
+    (kernel_h, kernel_w), dilation, stride = module.kernel_size, module.dilation, module.stride
+    height = (x.shape[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    count = len(x) * height * width
+    step = _step(count, positions)
+    if step == 1:
+        columns = functional.unfold(x, module.kernel_size, dilation, 0, stride)
+        return columns.transpose(1, 2).reshape(count, module.groups, -1)
+    # Only what is looked at is copied: all windows of a batch take Kh * Kw times its memory.
+    index = torch.arange(0, count, step, device=x.device)
+    image, place = index // (height * width), index % (height * width)
+    down = torch.arange(kernel_h, device=x.device) * dilation[0]
+    across = torch.arange(kernel_w, device=x.device) * dilation[1]
+    ys = (place // width * stride[0])[:, None, None] + down[:, None]
+    xs = (place % width * stride[1])[:, None, None] + across
+    windows = x[image[:, None, None], :, ys, xs]  # (positions, Kh, Kw, C)
+    return windows.permute(0, 3, 1, 2).reshape(len(index), module.groups, -1)
+
+
+def _step(count: int, positions: int | None) -> int:
+    return 1 if positions is None else max(1, count // positions)
 
 
 def batch_norm_importance(model: nn.Module) -> dict[str, Tensor]:

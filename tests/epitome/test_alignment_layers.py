@@ -24,7 +24,7 @@ from epim_nas.epitome import output_projection
 from epim_nas.epitome.alignment import align
 from epim_nas.epitome.output_projection import project_outputs
 from epim_nas.epitome.sampling import expand, project
-from epim_nas.epitome.statistics import batch_norm_importance, input_covariances
+from epim_nas.epitome.statistics import batch_norm_importance, input_covariances, input_rows
 from epim_nas.export.weights import export_weights, load_weights
 from epim_nas.models.weights import load_weights as load_checked
 from epim_nas.models.weights import save_weights
@@ -233,6 +233,30 @@ def test_a_linear_layer_is_projected_onto_its_outputs_with_importance() -> None:
         weight[:, :, None, None], layer.plan, covariance, importance=importance[..., None, None]
     )
     assert torch.equal(layer.epitome, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Conv2d(6, 6, (1, 5), stride=(2, 1), padding=(0, 2), groups=3),
+        nn.Conv2d(6, 6, 3, padding=2, dilation=(2, 1), groups=6, padding_mode="reflect"),
+        nn.Conv2d(6, 6, (4, 2), padding="same"),
+        nn.Linear(9, 4),
+    ],
+)
+def test_some_positions_are_rows_of_all(module: nn.Module) -> None:
+    images = torch.randn(5, 6, 11, 9)
+    rows = input_rows(module, images)
+    weight = module.weight.flatten(1)
+    filters = weight.reshape(rows.shape[1], -1, weight.shape[1])
+    outputs = torch.einsum("pgi,goi->pgo", rows, filters).flatten(1) + module.bias
+    expected = module(images)
+    if isinstance(module, nn.Conv2d):
+        expected = expected.movedim(1, -1)
+    torch.testing.assert_close(outputs, expected.reshape(outputs.shape))
+    assert torch.equal(input_rows(module, images, 20), rows[:: len(rows) // 20])
 
 
 def test_covariances_are_those_of_what_the_layers_multiply() -> None:
