@@ -14,7 +14,7 @@ from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.sampling import collect, expand, project
 from epim_nas.errors import InputError
 
-_WORTHWHILE = 0.5
+_WORTHWHILE = 0.75
 """A reduced operator is built where its step costs less than this part of the whole one's."""
 
 
