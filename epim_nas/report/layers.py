@@ -131,7 +131,11 @@ def busy_latency_ns(layer: LayerCostLike) -> float:
 def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> LayerRow:
     spec = network[name] if network is not None else None
     plan = choice.plan(spec) if spec is not None else None
-    shape = choice.shape or (plan.shape if plan is not None else None)
+    stored = plan
+    if spec is not None and choice.shape is None and spec.groups > 1:
+        # Kept dense, a grouped convolution lies on crossbars with the zeros between its groups.
+        stored = SamplingPlan.identity((spec.out_channels, spec.in_channels, *spec.kernel))
+    shape = choice.shape or (stored.shape if stored is not None else None)
     patch = None
     if choice.shape is not None:
         patch = choice.patch or (choice.shape.out_channels, choice.shape.in_channels)
@@ -153,7 +157,7 @@ def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> Layer
         activation_bits=choice.activation_bits,
         size_fraction=fraction,
         crossbars=int(cost.crossbars) if cost is not None else None,
-        rounds=_rounds(plan, cost),
+        rounds=_rounds(stored, cost),
         latency_ns=busy_latency_ns(cost) if cost is not None else None,
         energy_nj=float(cost.energy_nj["total"]) if cost is not None else None,
     )

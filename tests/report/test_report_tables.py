@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from tests_report_helpers import network_cost
 
+from epim_nas import Choice, CostModel, Design, EpitomeShape, LayerSpec, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.report.layers import busy_latency_ns, layer_rows
 from epim_nas.report.notes import commands, measured, seeds
@@ -93,6 +94,20 @@ def test_layer_rows_agree_with_design_and_cost(result: RunResult, network: Netwo
         assert (row.rows, row.columns) == (ins * height * width, outs)
         weights = spec.weight_shape[0] * spec.weight_shape[1] * spec.kernel[0] * spec.kernel[1]
         assert row.size_fraction == pytest.approx(outs * ins * height * width / weights)
+
+
+def test_a_grouped_layer_kept_dense_has_the_rows_and_rounds_that_it_is_charged_for() -> None:
+    layer = LayerSpec("g", "conv", ("input",), 32, 64, (8, 8), (8, 8), (3, 3), groups=8)
+    network = Network("net", (layer,), (32, 8, 8))
+    model = CostModel(network, load_chip("xbar_64"))
+    for shape, rows, rounds in ((None, 32 * 9, 1), (EpitomeShape.dense(layer.weight_shape), 36, 8)):
+        design = Design("net", {"g": Choice(shape, weight_bits=3)})
+        (mapping,) = (found.mapping for found in model.evaluate(design).layers)
+        (row,) = layer_rows(design, network, model.evaluate(design))
+        assert (row.rows, row.columns, row.rounds, row.size_fraction) == (rows, 64, rounds, 1)
+        assert row.rounds == mapping.rounds
+        # A crossbar of 64 rows holds 7 channels of 9.
+        assert mapping.row_groups == -(-rows // 63)
 
 
 def test_layer_rows_without_network_or_cost(result: RunResult) -> None:
