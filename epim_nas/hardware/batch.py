@@ -128,6 +128,8 @@ class BatchCostModel:
     Attributes:
         names: the layers of a row, in order.
         choices: layer -> its choices.
+        counts: (layers,) how many these are.
+        equations: the cost equations.
     """
 
     CHUNK = 64
@@ -141,10 +143,10 @@ class BatchCostModel:
     ) -> None:
         self.names = tuple(choices)
         self.choices = {name: tuple(options) for name, options in choices.items()}
-        self._evaluation = evaluation
+        self.equations = evaluation
         self._mappings = MappingTable(mappings)
-        self._counts = np.array([len(options) for options in choices.values()])
-        bits = np.zeros((len(choices), max(self._counts)))
+        self.counts = np.array([len(options) for options in choices.values()])
+        bits = np.zeros((len(choices), max(self.counts)))
         for index, options in enumerate(choices.values()):
             bits[index, : len(options)] = [input_bits(choice) for choice in options]
         self._bits = bits
@@ -178,7 +180,7 @@ class BatchCostModel:
         Raises:
             InputError: wrong rows, or a design that does not fit the chip's mesh.
         """
-        return evaluate(self._evaluation, *self.gather(rows))
+        return evaluate(self.equations, *self.gather(rows))
 
     def gather(self, rows: npt.ArrayLike) -> tuple[MappingArrays, FloatArray]:
         """Mappings and bits of the inputs of designs, (designs, layers).
@@ -198,7 +200,7 @@ class BatchCostModel:
             raise InputError(
                 "rows", f"got shape {index.shape}", f"(designs, {len(self.names)}), one per layer"
             )
-        check_indices(index, self.names, self._counts)
+        check_indices(index, self.names, self.counts)
         return index.astype(np.int64)
 
 

@@ -1,6 +1,7 @@
-"""The two loops that everything waits for, compiled.
+"""The loops that everything waits for, compiled.
 
-The recurrence of ``pipeline`` over all positions of a design, and the sums of ``table``.
+The recurrence of ``pipeline`` over all positions of a design and the way back along its critical
+path, and the sums of ``table``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,57 @@ def compiled(function: F) -> F:
         return numba.njit(cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return numba.njit(function)
+
+
+@compiled
+def _finish(
+    steps: FloatArray,
+    sizes: IntArray,
+    first_input: IntArray,
+    source: IntArray,
+    needed_rows: IntArray,
+    needed_columns: IntArray,
+    offset: IntArray,
+    ready: FloatArray,
+    finish: FloatArray,
+    result: FloatArray,
+) -> None:
+    """Fill in ``finish`` (positions) and ``result`` (3, layers) of one design's (layers, 4) steps.
+
+    ``offset`` says where a layer's positions begin; ``ready`` is scratch. Others: `finish_times`.
+    """
+    for layer in range(len(steps)):
+        rows, columns = sizes[layer]
+        end = 0.0
+        for row in range(rows):
+            ready[:columns] = 0.0
+            for entry in range(first_input[layer], first_input[layer + 1]):
+                read = source[entry]
+                start = offset[read] + needed_rows[entry, row] * sizes[read, 1]
+                for column in range(columns):
+                    time = finish[start + needed_columns[entry, column]]
+                    ready[column] = max(ready[column], time)
+            begin = max(end, ready[0])
+            if row == 0:
+                result[0, layer] = begin
+            end = begin + steps[layer, 0 if row == 0 else 1]
+            place = offset[layer] + row * columns
+            finish[place] = end
+            step = steps[layer, 2 if row == 0 else 3]
+            for column in range(1, columns):
+                end = max(end, ready[column]) + step
+                finish[place + column] = end
+        result[1, layer] = finish[offset[layer]]
+        result[2, layer] = end
+
+
+@compiled
+def _offsets(sizes: IntArray) -> IntArray:
+    """(layers + 1) where the positions of every layer begin among all."""
+    offset = np.zeros(len(sizes) + 1, dtype=np.int64)
+    for layer in range(len(sizes)):
+        offset[layer + 1] = offset[layer] + sizes[layer, 0] * sizes[layer, 1]
+    return offset
 
 
 @compiled
@@ -51,36 +103,71 @@ def finish_times(
     """
     designs, layers = steps.shape[:2]
     result = np.empty((3, designs, layers))
-    offset = np.zeros(layers + 1, dtype=np.int64)
-    for layer in range(layers):
-        offset[layer + 1] = offset[layer] + sizes[layer, 0] * sizes[layer, 1]
+    offset = _offsets(sizes)
     finish = np.empty(offset[layers])
-    ready = np.empty(needed_columns.shape[1] if len(source) else sizes[:, 1].max())
+    ready = np.empty(sizes[:, 1].max())
     for design in range(designs):
-        for layer in range(layers):
-            rows, columns = sizes[layer]
-            end = 0.0
-            for row in range(rows):
-                ready[:columns] = 0.0
-                for entry in range(first_input[layer], first_input[layer + 1]):
-                    read = source[entry]
-                    start = offset[read] + needed_rows[entry, row] * sizes[read, 1]
-                    for column in range(columns):
-                        time = finish[start + needed_columns[entry, column]]
-                        ready[column] = max(ready[column], time)
-                begin = max(end, ready[0])
-                if row == 0:
-                    result[0, design, layer] = begin
-                end = begin + steps[design, layer, 0 if row == 0 else 1]
-                place = offset[layer] + row * columns
-                finish[place] = end
-                step = steps[design, layer, 2 if row == 0 else 3]
-                for column in range(1, columns):
-                    end = max(end, ready[column]) + step
-                    finish[place + column] = end
-            result[1, design, layer] = finish[offset[layer]]
-            result[2, design, layer] = end
+        _finish(
+            steps[design], sizes, first_input, source, needed_rows, needed_columns,
+            offset, ready, finish, result[:, design],
+        )  # fmt: skip
     return result
+
+
+@compiled
+def critical_path(
+    steps: FloatArray,
+    sizes: IntArray,
+    first_input: IntArray,
+    source: IntArray,
+    needed_rows: IntArray,
+    needed_columns: IntArray,
+    sinks: IntArray,
+) -> IntArray:
+    """How often a step of each kind is on the path that ends last.
+
+    From the last result backwards: a position began when the one before it was finished, or when
+    the last of its inputs was there, whichever was later.
+
+    Args:
+        steps: (layers, 4) times of one design; see :func:`finish_times` for it and all others.
+        sinks: the layers that nobody reads.
+
+    Returns:
+        (layers, 4) counts; their product with the steps, summed, is the latency.
+    """
+    layers = len(steps)
+    result = np.empty((3, layers))
+    offset = _offsets(sizes)
+    finish = np.empty(offset[layers])
+    ready = np.empty(sizes[:, 1].max())
+    _finish(
+        steps, sizes, first_input, source, needed_rows, needed_columns,
+        offset, ready, finish, result,
+    )  # fmt: skip
+    counts = np.zeros((layers, 4), dtype=np.int64)
+    layer = sinks[0]
+    for sink in sinks:
+        if result[2, sink] > result[2, layer]:
+            layer = sink
+    place = offset[layer + 1] - 1
+    while True:
+        row, column = divmod(place - offset[layer], sizes[layer, 1])
+        counts[layer, 2 * (column > 0) + (row > 0)] += 1
+        before = place - 1 if place > offset[layer] else -1
+        latest = finish[before] if before >= 0 else 0.0
+        upstream = -1
+        for entry in range(first_input[layer], first_input[layer + 1]):
+            read = source[entry]
+            needed = offset[read] + needed_rows[entry, row] * sizes[read, 1]
+            needed += needed_columns[entry, column]
+            if finish[needed] > latest:
+                latest, before, upstream = finish[needed], needed, read
+        if before < 0:
+            return counts
+        place = before
+        if upstream >= 0:
+            layer = upstream
 
 
 @compiled

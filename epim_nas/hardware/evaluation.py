@@ -87,12 +87,13 @@ class Evaluation:
     """
 
     def __init__(self, network: Network, chip: Chip) -> None:
+        self.network = network
         self.chip = chip
         self.count = len(network.layers)
         self.geometry = Geometry.of(network, chip)
         self.dependencies = Dependencies(network, chip.pipeline.overlap)
         self.flow = DataFlow(network)
-        self._pipeline = Pipeline(self.dependencies)
+        self.pipeline = Pipeline(self.dependencies)
         self._placement = Placement(
             chip,
             [layer.type != "element_sum" for layer in network.layers],
@@ -164,7 +165,7 @@ class Evaluation:
 
     def timeline(self, times: LayerTimes) -> tuple[Timeline, FloatArray]:
         """Begin and end of every layer, and the network's latency, in ns."""
-        return self._pipeline.run(times.steps)
+        return self.pipeline.run(times.steps)
 
     def consumption(
         self, mapping: MappingArrays, times: LayerTimes, memories: Memories

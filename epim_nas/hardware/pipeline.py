@@ -148,3 +148,25 @@ class Pipeline:
         times = finish_times(np.ascontiguousarray(steps.transpose(1, 2, 0)), *self._needs.tables)
         timeline = Timeline(*times)
         return timeline, timeline.finish_ns[:, self._needs.sinks].max(1)
+
+    def critical_path(self, steps: FloatArray) -> IntArray:
+        """How often each kind of position's step is on the path that decides one design's latency.
+
+        A latency is the longest of all paths through the positions, and a path's length is the sum
+        of its steps. So the returned counts times the steps of *any* design are at most that
+        design's latency, and equal it for the design that they were taken from.
+
+        Args:
+            steps: (4, layers) times (ns) of a layer's positions, as for :meth:`run`.
+
+        Returns:
+            (4, layers) counts.
+        """
+        from epim_nas.hardware.compiled import critical_path
+
+        counts: IntArray = critical_path(
+            np.ascontiguousarray(steps.T),
+            *self._needs.tables,
+            np.array(self._needs.sinks, dtype=np.int64),
+        )
+        return counts.T

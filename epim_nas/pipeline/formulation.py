@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +13,17 @@ import numpy.typing as npt
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.errors import InputError
 from epim_nas.hardware import BatchCostModel, CostTable
+from epim_nas.hardware.floors import Floors
 from epim_nas.hardware.mapping import map_layer
 from epim_nas.network.spec import Network
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
+from epim_nas.study.bounds import Bounds
 from epim_nas.study.exact import Scores, Unreachable, minimise
 from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.metrics import METRICS, Metric, metric_of, own_costs, own_metrics, parts_of
-from epim_nas.study.problem import SearchProblem
+from epim_nas.study.problem import SearchProblem, StandIn
 from epim_nas.study.surrogate import fit_additive
 from epim_nas.supernet.sensitivity import Table
 
@@ -30,6 +33,8 @@ _CALIBRATION_DESIGNS = 256
 """Designs whose whole costs the additive costs are fitted to; a fraction of a second."""
 _ROUNDS = 8
 """Rounds of fitting; each adds designs that the last one's costs point to."""
+_BUFFER_CASES = 2
+"""Sizes of the buffers for which energies are solved exactly: those of the least energies."""
 _WORD = {"crossbars": "crossbars", "tiles": "tiles", "weight_bits": "bits of weights"}
 
 
@@ -150,7 +155,20 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
         model=costs,
         times=_slowest(space, costs.table.by_layer("sequential_latency_ns")),
     )
+    if "crossbars" in limits and {"energy_nj", "latency_ns"} & {*parts}:
+        find = partial(_standins, space, costs, problem.crossbars, int(limits["crossbars"]))
+        problem = replace(problem, find_standins=find)
     return _calibrated(problem, costs, setup.config.seed)
+
+
+def _standins(
+    space: SearchSpace, costs: Costs, crossbars: list[IntArray], budget: int
+) -> list[StandIn]:
+    """Additive costs near the least energy and latency that the crossbars allow."""
+    try:
+        return Bounds(space, Floors(costs.model), crossbars, budget).standins(_BUFFER_CASES)
+    except Infeasible:
+        return []  # said elsewhere, with what would be feasible
 
 
 def with_sensitivity(problem: SearchProblem, sensitivity: Table) -> SearchProblem:

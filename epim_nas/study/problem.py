@@ -32,6 +32,9 @@ PIPELINED = "latency_ns"
 Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
 """(N, groups) rows -> metric -> (N,) values of whole designs."""
 
+StandIn = Mapping[str, list[FloatArray]]
+"""Metric -> additive cost of each choice; infinite for choices of which it says nothing."""
+
 _ROUNDS = 30
 """Attempts to mend a row that keeps the additive limits and breaks a real one."""
 _REPAIRS = 6
@@ -57,6 +60,7 @@ class SearchProblem:
         times: time (ns) that the slowest layer of a group takes with each choice, over all
             positions; None where it is not known. A pipeline waits for its slowest layer, so
             that its latency is far from a sum.
+        find_standins: finds :attr:`standins`, where there are any.
     """
 
     space: SearchSpace
@@ -67,6 +71,16 @@ class SearchProblem:
     constants: Mapping[str, float] = field(default_factory=dict)
     model: Model | None = None
     times: list[FloatArray] | None = None
+    find_standins: Callable[[], Sequence[StandIn]] | None = None
+
+    @cached_property
+    def standins(self) -> tuple[StandIn, ...]:
+        """Further additive costs to solve with, besides the fitted :attr:`costs`.
+
+        Each is good near the least values of what it stands for, where the fitted ones, which are
+        for all designs, err most.
+        """
+        return () if self.find_standins is None else tuple(self.find_standins())
 
     @cached_property
     def crossbars(self) -> list[IntArray]:
@@ -391,15 +405,19 @@ class SearchProblem:
         """More than the sensitivities of two rows can differ."""
         return sum(float(np.ptp(score)) for score in self.sensitivity)
 
-    def scalarised(self, weights: Mapping[str, float]) -> list[FloatArray]:
+    def scalarised(
+        self, weights: Mapping[str, float], standin: StandIn | None = None
+    ) -> list[FloatArray]:
         """Per group the weighted sum of scores.
 
         Args:
             weights: ``sensitivity`` or a key of :attr:`objective_costs` -> weight.
+            standin: scores to take instead of those of :attr:`objective_costs`.
         """
+        costs = self.objective_costs | dict(standin or {})
         result = [np.zeros(len(score)) for score in self.sensitivity]
         for name, weight in weights.items():
-            scores = self.sensitivity if name == "sensitivity" else self.objective_costs[name]
+            scores = self.sensitivity if name == "sensitivity" else costs[name]
             result = [sum_ + weight * score for sum_, score in zip(result, scores, strict=True)]
         return result
 

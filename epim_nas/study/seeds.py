@@ -12,7 +12,7 @@ from epim_nas.study.exact import Certificate, Exact, Unreachable, front, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
 from epim_nas.study.metrics import METRICS, is_maximised, metric_of
 from epim_nas.study.pareto import box_volume, non_dominated
-from epim_nas.study.problem import SearchProblem
+from epim_nas.study.problem import SearchProblem, StandIn
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""
@@ -111,18 +111,50 @@ def _over_crossbars(problem: SearchProblem) -> bool:
 
 
 def _sweep(problem: SearchProblem, count: int) -> Iterator[Seed]:
-    """Solutions of all weighted sums, under all caps."""
+    """Solutions of all weighted sums, by the fitted costs and the stand-ins, under all caps."""
     for number, weights in enumerate(_weightings(problem, count)):
-        losses = problem.scalarised(weights)
-        exact = problem.solve(losses)
-        yield _seed(exact, weights)
         # A program with several limits takes a hundred times as long as a knapsack.
-        caps = _caps(problem, exact.row) if problem.is_knapsack or number % 4 == 0 else []
-        for cap in caps:
+        thorough = problem.is_knapsack or number % 4 == 0
+        yield from _capped(problem, weights, problem.scalarised(weights), thorough)
+        for standin in _standins(problem, weights) if thorough else []:
             try:
-                yield _seed(problem.solve(losses, cap), weights, cap)
+                yield from _capped(problem, weights, problem.scalarised(weights, standin), True)
             except (Infeasible, Unreachable):
-                break  # smaller caps are out of reach as well
+                continue  # not with the choices that it knows
+
+
+def _capped(
+    problem: SearchProblem,
+    weights: Mapping[str, float],
+    losses: Sequence[FloatArray],
+    thorough: bool,
+) -> Iterator[Seed]:
+    """The solution of one weighted sum, and those under all caps if it is to be thorough."""
+    exact = problem.solve(losses)
+    yield _seed(exact, weights)
+    for cap in _caps(problem, exact.row) if thorough else []:
+        try:
+            yield _seed(problem.solve(losses, cap), weights, cap)
+        except (Infeasible, Unreachable):
+            break  # smaller caps are out of reach as well
+
+
+def _standins(problem: SearchProblem, weights: Mapping[str, float]) -> list[StandIn]:
+    """The stand-ins of what has a weight, each once."""
+    found: list[StandIn] = []
+    if set(weights) <= {"sensitivity"}:
+        return found  # nothing that they stand for
+    for standin in problem.standins:
+        used = {name: scores for name, scores in standin.items() if name in weights}
+        if used and not any(_same(used, other) for other in found):
+            found.append(used)
+    return found
+
+
+def _same(one: StandIn, other: StandIn) -> bool:
+    return all(
+        np.array_equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)
+    )
 
 
 def _caps(problem: SearchProblem, row: Row) -> Sequence[float]:

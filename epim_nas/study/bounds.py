@@ -1,0 +1,245 @@
+"""Lower bounds of energy, pipelined latency and their product over all designs within a budget.
+
+A search finds good designs; these say how much better any other could be. They rest on floors of
+what every choice costs (:mod:`~epim_nas.hardware.floors`):
+
+- **energy**: a sum for given sizes of the buffers, hence a knapsack for every pair of sizes. Where
+  the floors are exact, the least of the solutions is the least energy that there is.
+- **latency**: the longest of all paths through the output positions. A path's length is a sum over
+  layers, so that any set of paths bounds the latency from below by a linear program: shares of
+  choices (a design has shares of 0 and 1) within the budget, whose longest path in the set is
+  shortest. The longest path at the mean steps of these shares joins the set, until none is longer
+  (cutting planes): then the program's optimum is the least latency at mean steps, which is convex
+  in the shares and equals the latency for designs.
+- **product**: a design's latency lies between two of some rising times, t(i) and t(i + 1). Its
+  energy is then at least the least one of shares whose paths are no longer than t(i + 1), so that
+  no product is below the least of t(i) times that energy.
+
+Bounds of latency and product are a millionth lower than what the programs say: their tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from epim_nas.hardware.floors import Floors
+from epim_nas.space.space import SearchSpace
+from epim_nas.study.exact import Exact, Limit, minimise
+from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
+from epim_nas.study.problem import StandIn
+
+_PATHS = 100
+"""Most paths that the bound of latency finds."""
+_CONVERGED = 1e-4
+"""Relative gap between a program's optimum and the latency of its shares at which it ends."""
+_MORE_PATHS = 5
+"""Most programs that are solved for the least energy within a latency, each with one path more."""
+_STEP = 1.005
+"""Ratio of the times between which the product is bounded."""
+_STEPS = 1000
+"""Most such times."""
+_TOLERANCE = 1e-6
+"""What is taken off the programs' optima."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Energies (nJ) for given sizes of the buffers: per choice, of other layers, and the least."""
+
+    scores: list[FloatArray]
+    constant: float
+    least: Exact
+
+    @property
+    def value(self) -> float:
+        """The least energy."""
+        return self.least.loss + self.constant
+
+
+class Bounds:
+    """Lower bounds over the designs of a space with at most so many crossbars.
+
+    Args:
+        space: the search space.
+        floors: the least costs of its choices.
+        crossbars: per group the crossbars of each choice.
+        budget: most crossbars.
+
+    Raises:
+        Infeasible: no design has so few crossbars.
+    """
+
+    def __init__(
+        self, space: SearchSpace, floors: Floors, crossbars: Sequence[IntArray], budget: int
+    ) -> None:
+        self._space = space
+        self._floors = floors
+        self._limit = Limit([np.asarray(c, dtype=np.int64) for c in crossbars], budget)
+        self._ends = np.cumsum([len(c) for c in crossbars])
+        tiles = space.group_sums(floors.tiles)
+        most = -minimise([-1.0 * count for count in tiles], [self._limit]).loss
+        self._steps = floors.steps(round(most) + floors.other_tiles)
+        self._paths: list[tuple[FloatArray, float]] = []
+
+    @cached_property
+    def energy_nj(self) -> Exact:
+        """The design of least energy; ``loss`` is the least energy, or less than it.
+
+        It is the least where ``Floors.exact`` holds.
+        """
+        best = self._cases[0]
+        return Exact(best.least.row, best.value, best.least.certificate)
+
+    @cached_property
+    def latency_ns(self) -> float:
+        """No design's pipelined latency is below this."""
+        return self._latency[0]
+
+    @cached_property
+    def product(self) -> float:
+        """No design's energy times latency (nJ ns) is below this."""
+        time, least, best = self.latency_ns, self._cases[0].value, np.inf
+        # Designs that take longer than a time have at least its product with the least energy.
+        for _ in range(_STEPS):
+            if time * least >= best:
+                break
+            energy = self._least_within(time * _STEP)
+            best = min(best, time * energy)
+            time *= _STEP
+        return min(best, time * least)
+
+    def standins(self, count: int) -> list[StandIn]:
+        """Additive scores that stand for energy and latency near their least values.
+
+        Args:
+            count: how many sizes of the buffers at most, those of least energy first.
+
+        Returns:
+            For every pair of sizes ``energy_nj``, infinite for choices that need larger buffers,
+            and ``latency_ns``: the mix of paths by which the latency's bound is proven (its dual).
+        """
+        latency = self._split(self._latency[1])
+        return [{"energy_nj": case.scores, "latency_ns": latency} for case in self._cases[:count]]
+
+    @cached_property
+    def _cases(self) -> list[_Case]:
+        """The sizes of buffers with which there is a design, that of least energy first."""
+        return sorted(self._solved(), key=lambda case: case.value)
+
+    def _solved(self) -> Iterator[_Case]:
+        for case in self._floors.cases():
+            scores = self._space.group_sums(case.costs["energy_nj"])
+            try:
+                yield _Case(scores, case.constants["energy_nj"], minimise(scores, [self._limit]))
+            except Infeasible:
+                continue
+
+    @cached_property
+    def _latency(self) -> tuple[float, FloatArray]:
+        """The bound, and all choices' scores of the mix of paths that proves it."""
+        shares = np.zeros(self._ends[-1])
+        starts = np.r_[0, self._ends[:-1]]
+        shares[starts + [int(np.argmin(score)) for score in self._limit.scores]] = 1.0
+        bound, mix = 0.0, np.zeros(0)
+        for _ in range(_PATHS):
+            if self._add_path(shares) <= (1 + _CONVERGED) * bound:
+                break
+            scale = self._paths[0][1] + float(self._paths[0][0].sum())
+            rows = [np.append(scores / scale, -1.0) for scores, _ in self._paths]
+            found = self._program(
+                np.append(np.zeros(len(shares)), 1.0), rows, [-c / scale for _, c in self._paths]
+            )
+            bound, shares = max(bound, found.fun * scale), found.x[:-1]
+            mix = -found.ineqlin.marginals[1:]
+        scores = sum(
+            (weight * path for weight, (path, _) in zip(mix, self._paths, strict=False)),
+            np.zeros(len(shares)),
+        )
+        return bound * (1 - _TOLERANCE), scores
+
+    def _least_within(self, time: float) -> float:
+        """No design of at most a latency (ns) has less energy (nJ); infinite if there is none."""
+        best = np.inf
+        for case in self._cases:
+            if case.value >= best:
+                break  # the cases that follow have no less
+            best = min(best, self._cheapest(case, time))
+        return best
+
+    def _cheapest(self, case: _Case, time: float) -> float:
+        """The least energy in a case within a latency; with any set of paths it is a bound."""
+        energies = np.concatenate(case.scores)
+        allowed = np.isfinite(energies)
+        scale = case.value or 1.0
+        value = case.value
+        for _ in range(_MORE_PATHS):
+            found = self._program(
+                np.where(allowed, energies, 0.0) / scale,
+                [scores / time for scores, _ in self._paths],
+                [1 - constant / time for _, constant in self._paths],
+                allowed,
+            )
+            if found.status == 2:
+                return np.inf  # no shares have such short paths
+            if found.status != 0:
+                return value
+            optimum = found.fun * scale + case.constant
+            value = max(value, optimum * (1 - _TOLERANCE))
+            if self._add_path(found.x) <= (1 + _CONVERGED) * time:
+                break
+        return value
+
+    def _program(
+        self,
+        costs: FloatArray,
+        rows: Sequence[FloatArray],
+        limits: Sequence[float],
+        allowed: Any = 1.0,
+    ) -> Any:
+        """Shares (and what else has a cost) of least cost, within the budget and further limits."""
+        from scipy.optimize import linprog
+        from scipy.sparse import csr_matrix
+
+        choices = int(self._ends[-1])
+        crossbars = np.zeros(len(costs))
+        crossbars[:choices] = np.concatenate(self._limit.scores)
+        group = np.repeat(np.arange(len(self._ends)), np.diff(self._ends, prepend=0))
+        one_each = csr_matrix(
+            (np.ones(choices), (group, np.arange(choices))), shape=(len(self._ends), len(costs))
+        )
+        highest = np.full(len(costs), np.inf)
+        highest[:choices] = allowed
+        size = self._limit.bound or 1
+        return linprog(
+            costs,
+            np.stack([crossbars / size, *rows]),
+            [self._limit.bound / size, *limits],
+            one_each,
+            np.ones(len(self._ends)),
+            np.stack([np.zeros(len(costs)), highest], axis=1),
+            method="highs",
+        )
+
+    def _add_path(self, shares: FloatArray) -> float:
+        """Add the longest path at the mean steps of shares to the set; its length (ns)."""
+        steps = self._steps.fixed.copy()
+        index = self._floors.network.index
+        for group, share in zip(self._space.groups, self._split(shares), strict=True):
+            for layer in group.layers:
+                steps[:, index[layer]] = self._steps.choices[layer] @ share
+        length, counts = self._floors.critical_path(steps)
+        scores = self._space.group_sums({
+            layer: counts[:, index[layer]] @ each for layer, each in self._steps.choices.items()
+        })  # fmt: skip
+        constant = float((counts * self._steps.fixed).sum())
+        self._paths.append((np.concatenate(scores), constant))
+        return length
+
+    def _split(self, values: FloatArray) -> list[FloatArray]:
+        """All choices' values by group."""
+        return np.split(values, self._ends[:-1])

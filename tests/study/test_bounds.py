@@ -1,0 +1,195 @@
+"""Lower bounds against every design of small spaces."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from epim_nas import Choice, CostModel, EpitomeShape, SearchSpace
+from epim_nas.hardware import BatchCostModel, load_chip
+from epim_nas.hardware.floors import Floors
+from epim_nas.network.spec import LayerSpec, Network
+from epim_nas.space import Group
+from epim_nas.study.bounds import Bounds
+from epim_nas.study.knapsack import Infeasible
+from epim_nas.study.problem import SearchProblem
+from epim_nas.study.seeds import exact_seeds
+from tests.hardware.nets import chain, conv, residual
+
+
+def sums() -> Network:
+    """Two sums in a row, read by a convolution; the second one's readers come after pooling."""
+    layers = (
+        conv("a", "input", 3, 32, 8),
+        conv("b", "a", 32, 64, 8),
+        conv("c", "a", 32, 64, 8, kernel=1),
+        LayerSpec("s", "element_sum", ("b", "c"), 64, 64, (8, 8), (8, 8)),
+        conv("d", "s", 64, 64, 8),
+        LayerSpec("t", "element_sum", ("s", "d"), 64, 64, (8, 8), (8, 8)),
+        LayerSpec("p", "pooling", ("t",), 64, 64, (8, 8), (1, 1), (8, 8), (8, 8), (0, 0)),
+        LayerSpec("f", "fc", ("p",), 64, 10),
+    )
+    return Network("sums", layers, (3, 8, 8))
+
+
+def choices_of(network: Network, activation_bits: tuple[int, ...]) -> dict[str, tuple[Choice, ...]]:
+    found = {}
+    for layer in network.weighted:
+        outputs, inputs, height, width = layer.weight_shape
+        bits = activation_bits[0]
+        choices = [Choice(weight_bits=5, activation_bits=bits)]
+        if layer.type == "conv" and inputs > 3:
+            small = EpitomeShape(outputs // 4, max(1, inputs // 4), height, width)
+            half = EpitomeShape(outputs // 2, inputs, height, width)
+            choices += [Choice(small, False, 5, bits), Choice(small, True, 5, bits)]
+            choices += [Choice(half, True, 5, other) for other in activation_bits]
+        elif layer.type == "conv":
+            choices += [Choice(weight_bits=9, activation_bits=activation_bits[-1])]
+        found[layer.name] = tuple(choices)
+    return found
+
+
+class Case:
+    """A network's space, and the real costs of all of its designs."""
+
+    def __init__(
+        self, network: Network, chip: str, bits: tuple[int, ...], tied: tuple[str, ...] = ()
+    ) -> None:
+        choices = choices_of(network, bits)
+        groups = [tied] * bool(tied) + [(name,) for name in choices if name not in tied]
+        order = list(choices)
+        groups.sort(key=lambda group: order.index(group[0]))
+        self.space = SearchSpace(
+            "test",
+            network.name,
+            tuple(
+                Group(group[0], group, tuple(zip(*(choices[name] for name in group), strict=True)))
+                for group in groups
+            ),
+        )
+        cost = CostModel(network, load_chip(chip))
+        self.model: BatchCostModel = cost.batch(self.space.layer_choices)
+        self.crossbars = self.space.group_sums(
+            cost.table(self.space.layer_choices).by_layer("crossbars")
+        )
+        self.rows = np.array(
+            list(itertools.product(*(range(len(group)) for group in self.space.groups)))
+        )
+        owner = {name: i for i, group in enumerate(groups) for name in group}
+        self.by_layer = self.rows[:, [owner[name] for name in self.model.names]]
+        self.totals = self.model.totals(self.by_layer)
+
+    def bounds(self, budget: int) -> Bounds:
+        return Bounds(self.space, Floors(self.model), self.crossbars, budget)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "chain": lambda: Case(chain(), "xbar_64", (9,)),
+    "residual": lambda: Case(residual(), "xbar_64", (9,)),
+    "residual, several bits": lambda: Case(residual(), "xbar_64", (9, 4)),
+    "residual, other mesh": lambda: Case(residual(), "mnsim_default", (9,)),
+    "sums": lambda: Case(sums(), "xbar_64", (9,)),
+    "sums, 256": lambda: Case(sums(), "epim_256", (9,)),
+    "sums, tied": lambda: Case(sums(), "xbar_64", (9, 6), tied=("b", "c")),
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+def test_no_design_is_below_the_bounds(case: Case) -> None:
+    crossbars = case.totals["crossbars"]
+    energy, latency = case.totals["energy_nj"], case.totals["latency_ns"]
+    for budget in np.quantile(crossbars, [0.0, 0.05, 0.3, 1.0]).astype(int):
+        kept = crossbars <= budget
+        bounds = case.bounds(int(budget))
+        close = 1 + 1e-9
+        assert 0 < bounds.energy_nj.loss <= energy[kept].min() * close
+        assert 0 < bounds.latency_ns <= latency[kept].min() * close
+        assert 0 < bounds.product <= (energy * latency)[kept].min() * close
+        # They are worth something: at least the least of each sum's parts.
+        assert bounds.energy_nj.loss >= 0.5 * energy[kept].min()
+        assert bounds.latency_ns >= 0.5 * latency[kept].min()
+        assert bounds.product >= bounds.latency_ns * bounds.energy_nj.loss * (1 - 1e-9)
+
+
+def test_energy_is_exact_with_equal_bits(case: Case) -> None:
+    bounds = case.bounds(int(case.totals["crossbars"].max()))
+    if not Floors(case.model).exact:
+        pytest.skip("activation bits differ")
+    assert bounds.energy_nj.loss == pytest.approx(case.totals["energy_nj"].min(), rel=1e-12)
+    index = int(np.flatnonzero((case.rows == bounds.energy_nj.row).all(1))[0])
+    assert case.totals["energy_nj"][index] == pytest.approx(bounds.energy_nj.loss, rel=1e-12)
+
+
+def test_every_design_is_above_the_floors_of_its_layers(case: Case) -> None:
+    floors = Floors(case.model)
+    steps = floors.steps(int(case.totals["tiles"].max()))
+    sample = case.by_layer[np.random.default_rng(0).permutation(len(case.by_layer))[:300]]
+    mapping, bits = case.model.gather(sample)
+    equations = case.model.equations
+    real = equations.times(mapping, bits, equations.layout(mapping, bits)).steps
+    for number, name in enumerate(case.model.names):
+        index = floors.network.index[name]
+        assert (real[:, :, index] >= steps.choices[name][:, sample[:, number]] * (1 - 1e-12)).all()
+    assert (real.min(1) >= steps.fixed * (1 - 1e-12)).all()
+    assert (case.totals["tiles"] >= floors.other_tiles).all()
+
+
+def test_a_critical_path_is_the_latency_and_no_longer_than_any_other(case: Case) -> None:
+    sample = case.by_layer[:: max(1, len(case.by_layer) // 20)]
+    mapping, bits = case.model.gather(sample)
+    equations = case.model.equations
+    steps = equations.times(mapping, bits, equations.layout(mapping, bits)).steps
+    _, latency = equations.pipeline.run(steps)
+    for design in range(len(sample)):
+        counts = equations.pipeline.critical_path(steps[:, design])
+        lengths = (counts[:, None] * steps).sum((0, 2))
+        assert lengths[design] == pytest.approx(latency[design], rel=1e-12)
+        assert (lengths <= latency * (1 + 1e-12)).all()
+
+
+def test_standins_are_scores_of_every_choice(case: Case) -> None:
+    bounds = case.bounds(int(np.median(case.totals["crossbars"])))
+    standins = bounds.standins(2)
+    assert 1 <= len(standins) <= 2
+    for standin in standins:
+        assert set(standin) == {"energy_nj", "latency_ns"}
+        for scores in standin.values():
+            assert [len(s) for s in scores] == [len(group) for group in case.space.groups]
+            assert all(np.isfinite(s).any() for s in scores)
+    # At least as good as the floors: no mix of paths is longer than a design's latency.
+    mixed = sum(scores[case.rows[:, g]] for g, scores in enumerate(standins[0]["latency_ns"]))
+    assert (mixed <= case.totals["latency_ns"] * (1 + 1e-6)).all()
+
+
+def test_the_seeds_have_the_design_of_least_energy() -> None:
+    """Also where the fitted costs are wrong: the stand-ins know it."""
+    case = CASES["sums"]()
+    budget = int(np.median(case.totals["crossbars"]))
+    wrong = [np.random.default_rng(0).random(len(group)) for group in case.space.groups]
+    problem = SearchProblem(
+        space=case.space,
+        sensitivity=[np.zeros(len(group)) for group in case.space.groups],
+        costs={"crossbars": case.crossbars, "energy_nj": wrong},
+        limits={"crossbars": budget},
+        objectives=("energy_nj",),
+        model=case.model.totals,
+        find_standins=lambda: case.bounds(budget).standins(2),
+    )
+    least = case.totals["energy_nj"][case.totals["crossbars"] <= budget].min()
+    rows = np.array([seed.row for seed in exact_seeds(problem, 4)])
+    assert case.model.totals(rows)["energy_nj"].min() == pytest.approx(least, rel=1e-12)
+    without = np.array([s.row for s in exact_seeds(replace(problem, find_standins=None), 4)])
+    assert case.model.totals(without)["energy_nj"].min() > least
+
+
+def test_a_budget_that_no_design_keeps() -> None:
+    with pytest.raises(Infeasible):
+        CASES["chain"]().bounds(1)
