@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from epim_nas.epitome.sampling import expand
 from epim_nas.epitome.statistics import input_rows
@@ -131,7 +132,7 @@ def _layer_scores(layer: SuperLayer, seen: Captured, form: _Form) -> npt.NDArray
     output = layer.dense(seen.x)
     # Outputs are (N, C, H, W) or (N, C): the channel is dimension 1.
     axes = (0, *range(2, output.dim()))
-    deviation, mean = torch.std_mean(output, axes, keepdim=True)
+    deviation, mean = torch.std_mean(output, axes, correction=0)
     quantized: dict[int | None, Tensor] = {}
     scores = []
     for index, choice in enumerate(layer.choices):
@@ -139,8 +140,11 @@ def _layer_scores(layer: SuperLayer, seen: Captured, form: _Form) -> npt.NDArray
             quantized[choice.activation_bits] = layer.quantize_input(seen.x, index)
         changed = layer.run(quantized[choice.activation_bits], index)
         if seen.normalised:
-            own_deviation, own_mean = torch.std_mean(changed, axes, keepdim=True)
-            changed = (changed - own_mean) * (deviation / (own_deviation + 1e-12)) + mean
+            # The mean and deviation of the dense output. Torch's reductions take longer for them
+            # than the convolution.
+            changed = functional.batch_norm(
+                changed, None, None, deviation, mean, training=True, eps=1e-24
+            )
         scores.append(form(changed - output))
     return np.array(scores, dtype=np.float64).T / 2
 
