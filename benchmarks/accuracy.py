@@ -103,26 +103,38 @@ def table(records: Records, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def figure(records: Records, name: str, dense: float, path: Path) -> None:
-    """Test accuracy against compression, a line a method, a bar from the worst to the best seed."""
-    axes = plt.figure(figsize=(7, 4.5)).add_subplot()
-    axes.axhline(100 * dense, color="grey", linestyle=":", label="float network")
-    for method in METHODS:
-        points = []
-        for compression in sorted({row["compression"] for row in records.find(network=name)}):
-            rows = records.find(network=name, compression=compression, method=method)
-            tests = [100 * row["test_accuracy"] for row in rows if "test_accuracy" in row]
-            if tests:
-                points.append((compression, np.mean(tests), min(tests), max(tests)))
-        if points:
-            x, mean, low, high = np.array(points).T
-            bars = [mean - low, high - mean]
-            axes.errorbar(x, mean, bars, label=method, marker="o", markersize=4, capsize=3)
-    axes.set(xlabel="compression in crossbars (x)", ylabel="test top-1 (%)", title=name)
-    axes.grid(alpha=0.3)
-    axes.legend()
+def draw(panels: Sequence[tuple[str, Records, float]], path: Path) -> None:
+    """Test accuracy against compression: a panel a network, a line a method.
+
+    Bars reach from the worst to the best seed. What falls below half of the float network's
+    accuracy is left out.
+
+    Args:
+        panels: (network, its results, test accuracy in floating point).
+        path: the picture.
+    """
+    size = (6 * len(panels), 4.2)
+    drawing, row = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axes, (name, records, dense) in zip(row[0], panels, strict=True):
+        axes.axhline(100 * dense, color="grey", linestyle=":", label="float network")
+        for number, method in enumerate(METHODS):
+            points = []
+            for compression in sorted({found["compression"] for found in records.rows}):
+                rows = records.find(network=name, compression=compression, method=method)
+                tests = [100 * found["test_accuracy"] for found in rows if "test_accuracy" in found]
+                if tests and np.mean(tests) > 50 * dense:
+                    points.append((compression, np.mean(tests), min(tests), max(tests)))
+            if points:
+                x, mean, low, high = np.array(points).T
+                bars = [mean - low, high - mean]
+                axes.errorbar(
+                    x, mean, bars, label=method, color=f"C{number}", marker="o", capsize=3
+                )
+        axes.set(xlabel="compression in crossbars (x)", ylabel="test top-1 (%)", title=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
     with atomic_path(path) as temporary:
-        axes.figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+        drawing.savefig(temporary, format="png", dpi=110)
 
 
 def main() -> None:
@@ -140,6 +152,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = Source.of(arguments)
     recipe = TrainConfig(arguments.steps, 128, lr=arguments.lr, warmup=0.05, distillation=0.5)
+    panels = []
     for name in arguments.networks:
         space = arguments.space or ("narrow" if name == "resnet20" else "wide")
         records = Records(source.cache / f"accuracy-{name}.jsonl")
@@ -152,7 +165,8 @@ def main() -> None:
         print(table(records, [name]), flush=True)
         dense = study.lab.dense_accuracy
         print(f"float network: {100 * dense:.2f} %, {study.lab.setup.dense_crossbars} crossbars")
-        figure(records, name, dense, source.cache / f"accuracy-{name}.png")
+        panels.append((name, records, dense))
+    draw(panels, source.cache / "accuracy.png")
 
 
 if __name__ == "__main__":
