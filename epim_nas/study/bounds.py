@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from epim_nas.hardware.floors import Floors
-from epim_nas.space.space import SearchSpace
+from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import Exact, Limit, minimise
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.problem import StandIn
@@ -43,6 +43,8 @@ _STEP = 1.005
 """Ratio of the times between which the product is bounded."""
 _STEPS = 1000
 """Most such times."""
+_SHARE = 0.05
+"""Share of a solution's longest path in the stand-in of the latency that follows it."""
 _TOLERANCE = 1e-6
 """What is taken off the programs' optima."""
 
@@ -116,15 +118,25 @@ class Bounds:
     def standins(self, count: int) -> list[StandIn]:
         """Additive scores that stand for energy and latency near their least values.
 
+        For given sizes of the buffers ``energy_nj`` is exact, and infinite for choices that need
+        larger ones. ``latency_ns`` is the mix of paths by which the latency's bound is proven (its
+        dual). Shares of choices have that latency, whole choices a longer path somewhere: after
+        each solution a little of its longest path joins the mix, so that the next one is short
+        there as well.
+
         Args:
             count: how many sizes of the buffers at most, those of least energy first.
-
-        Returns:
-            For every pair of sizes ``energy_nj``, infinite for choices that need larger buffers,
-            and ``latency_ns``: the mix of paths by which the latency's bound is proven (its dual).
         """
-        latency = self._split(self._latency[1])
-        return [{"energy_nj": case.scores, "latency_ns": latency} for case in self._cases[:count]]
+        return [self._standin(case, self._latency[1]) for case in self._cases[:count]]
+
+    def _standin(self, case: _Case, mix: FloatArray) -> StandIn:
+        def followed(row: Row) -> StandIn:
+            shares = np.zeros(self._ends[-1])
+            shares[np.r_[0, self._ends[:-1]] + np.array(row)] = 1.0
+            _, path, _ = self._longest_path(shares)
+            return self._standin(case, (1 - _SHARE) * mix + _SHARE * path)
+
+        return StandIn({"energy_nj": case.scores, "latency_ns": self._split(mix)}, followed)
 
     @cached_property
     def _cases(self) -> list[_Case]:
@@ -227,6 +239,12 @@ class Bounds:
 
     def _add_path(self, shares: FloatArray) -> float:
         """Add the longest path at the mean steps of shares to the set; its length (ns)."""
+        length, scores, constant = self._longest_path(shares)
+        self._paths.append((scores, constant))
+        return length
+
+    def _longest_path(self, shares: FloatArray) -> tuple[float, FloatArray, float]:
+        """Its length (ns) at the mean steps of shares, all choices' scores, and the constant."""
         steps = self._steps.fixed.copy()
         index = self._floors.network.index
         for group, share in zip(self._space.groups, self._split(shares), strict=True):
@@ -236,9 +254,7 @@ class Bounds:
         scores = self._space.group_sums({
             layer: counts[:, index[layer]] @ each for layer, each in self._steps.choices.items()
         })  # fmt: skip
-        constant = float((counts * self._steps.fixed).sum())
-        self._paths.append((np.concatenate(scores), constant))
-        return length
+        return length, np.concatenate(scores), float((counts * self._steps.fixed).sum())
 
     def _split(self, values: FloatArray) -> list[FloatArray]:
         """All choices' values by group."""

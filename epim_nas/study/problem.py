@@ -32,9 +32,6 @@ PIPELINED = "latency_ns"
 Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
 """(N, groups) rows -> metric -> (N,) values of whole designs."""
 
-StandIn = Mapping[str, list[FloatArray]]
-"""Metric -> additive cost of each choice; infinite for choices of which it says nothing."""
-
 _ROUNDS = 30
 """Attempts to mend a row that keeps the additive limits and breaks a real one."""
 _REPAIRS = 6
@@ -43,6 +40,20 @@ _HALVINGS = 4
 """How often a limit that was tightened beyond reach is moved halfway back."""
 _REMEMBERED = 100_000
 """Designs whose real costs are remembered."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Additive costs that are good near the least values of what they stand for.
+
+    Attributes:
+        costs: metric -> cost of each choice; infinite for choices of which it says nothing.
+        followed: what to solve with after a row was its solution: costs that know more of what
+            made this row slow.
+    """
+
+    costs: Mapping[str, list[FloatArray]]
+    followed: Callable[[Row], StandIn]
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,9 @@ class SearchProblem:
 
     @cached_property
     def standins(self) -> tuple[StandIn, ...]:
-        """Further additive costs to solve with, besides the fitted :attr:`costs`.
+        """Further additive costs to solve with.
 
-        Each is good near the least values of what it stands for, where the fitted ones, which are
-        for all designs, err most.
+        The fitted :attr:`costs` are for all designs, and err most near the least values.
         """
         return () if self.find_standins is None else tuple(self.find_standins())
 
@@ -406,15 +416,15 @@ class SearchProblem:
         return sum(float(np.ptp(score)) for score in self.sensitivity)
 
     def scalarised(
-        self, weights: Mapping[str, float], standin: StandIn | None = None
+        self, weights: Mapping[str, float], costs: Mapping[str, list[FloatArray]] | None = None
     ) -> list[FloatArray]:
         """Per group the weighted sum of scores.
 
         Args:
             weights: ``sensitivity`` or a key of :attr:`objective_costs` -> weight.
-            standin: scores to take instead of those of :attr:`objective_costs`.
+            costs: scores to take instead of those of :attr:`objective_costs`.
         """
-        costs = self.objective_costs | dict(standin or {})
+        costs = self.objective_costs | dict(costs or {})
         result = [np.zeros(len(score)) for score in self.sensitivity]
         for name, weight in weights.items():
             scores = self.sensitivity if name == "sensitivity" else costs[name]

@@ -16,6 +16,8 @@ from epim_nas.study.problem import SearchProblem, StandIn
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""
+_ROUNDS = 16
+"""Solutions by a stand-in of the latency with each weighted sum."""
 _STEPS = 24
 """Weights of a cost that are tried against the sensitivity, at most."""
 _BOX = 1.1
@@ -113,30 +115,18 @@ def _over_crossbars(problem: SearchProblem) -> bool:
 def _sweep(problem: SearchProblem, count: int) -> Iterator[Seed]:
     """Solutions of all weighted sums, by the fitted costs and the stand-ins, under all caps."""
     for number, weights in enumerate(_weightings(problem, count)):
+        losses = problem.scalarised(weights)
+        exact = problem.solve(losses)
+        yield _seed(exact, weights)
         # A program with several limits takes a hundred times as long as a knapsack.
         thorough = problem.is_knapsack or number % 4 == 0
-        yield from _capped(problem, weights, problem.scalarised(weights), thorough)
-        for standin in _standins(problem, weights) if thorough else []:
+        for cap in _caps(problem, exact.row) if thorough else []:
             try:
-                yield from _capped(problem, weights, problem.scalarised(weights, standin), True)
+                yield _seed(problem.solve(losses, cap), weights, cap)
             except (Infeasible, Unreachable):
-                continue  # not with the choices that it knows
-
-
-def _capped(
-    problem: SearchProblem,
-    weights: Mapping[str, float],
-    losses: Sequence[FloatArray],
-    thorough: bool,
-) -> Iterator[Seed]:
-    """The solution of one weighted sum, and those under all caps if it is to be thorough."""
-    exact = problem.solve(losses)
-    yield _seed(exact, weights)
-    for cap in _caps(problem, exact.row) if thorough else []:
-        try:
-            yield _seed(problem.solve(losses, cap), weights, cap)
-        except (Infeasible, Unreachable):
-            break  # smaller caps are out of reach as well
+                break  # smaller caps are out of reach as well
+        for standin in _standins(problem, weights) if thorough else []:
+            yield from _followed(problem, weights, standin)
 
 
 def _standins(problem: SearchProblem, weights: Mapping[str, float]) -> list[StandIn]:
@@ -145,16 +135,33 @@ def _standins(problem: SearchProblem, weights: Mapping[str, float]) -> list[Stan
     if set(weights) <= {"sensitivity"}:
         return found  # nothing that they stand for
     for standin in problem.standins:
-        used = {name: scores for name, scores in standin.items() if name in weights}
-        if used and not any(_same(used, other) for other in found):
-            found.append(used)
+        if not any(_same(standin, other, weights) for other in found):
+            found.append(standin)
     return found
 
 
-def _same(one: StandIn, other: StandIn) -> bool:
+def _same(one: StandIn, other: StandIn, weights: Mapping[str, float]) -> bool:
+    """Whether two stand-ins agree in what has a weight."""
     return all(
-        np.array_equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)
+        np.array_equal(a, b)
+        for name in one.costs
+        if name in weights
+        for a, b in zip(one.costs[name], other.costs[name], strict=True)
     )
+
+
+def _followed(
+    problem: SearchProblem, weights: Mapping[str, float], standin: StandIn
+) -> Iterator[Seed]:
+    """Solutions of a weighted sum by a stand-in that follows them."""
+    rounds = _ROUNDS if any(name in weights for name in _PIPELINES) else 1
+    for _ in range(rounds):
+        try:
+            exact = problem.solve(problem.scalarised(weights, standin.costs))
+        except (Infeasible, Unreachable):
+            return  # not with the choices that it knows
+        yield _seed(exact, weights)
+        standin = standin.followed(exact.row)
 
 
 def _caps(problem: SearchProblem, row: Row) -> Sequence[float]:

@@ -160,13 +160,27 @@ def test_standins_are_scores_of_every_choice(case: Case) -> None:
     standins = bounds.standins(2)
     assert 1 <= len(standins) <= 2
     for standin in standins:
-        assert set(standin) == {"energy_nj", "latency_ns"}
-        for scores in standin.values():
+        assert set(standin.costs) == {"energy_nj", "latency_ns"}
+        for scores in standin.costs.values():
             assert [len(s) for s in scores] == [len(group) for group in case.space.groups]
             assert all(np.isfinite(s).any() for s in scores)
     # At least as good as the floors: no mix of paths is longer than a design's latency.
-    mixed = sum(scores[case.rows[:, g]] for g, scores in enumerate(standins[0]["latency_ns"]))
+    mixed = sum(scores[case.rows[:, g]] for g, scores in enumerate(standins[0].costs["latency_ns"]))
     assert (mixed <= case.totals["latency_ns"] * (1 + 1e-6)).all()
+
+
+def test_a_standin_that_follows_a_row_knows_more_of_its_latency(case: Case) -> None:
+    standin = case.bounds(int(np.median(case.totals["crossbars"]))).standins(1)[0]
+    for index in (0, len(case.rows) // 2, len(case.rows) - 1):
+        row = tuple(case.rows[index].tolist())
+        later = standin.followed(row)
+        before, after = (
+            sum(scores[case.rows[:, g]] for g, scores in enumerate(s.costs["latency_ns"]))
+            for s in (standin, later)
+        )
+        assert after[index] >= before[index] * (1 - 1e-9)
+        assert (after <= case.totals["latency_ns"] * (1 + 1e-6)).all()
+        assert later.costs["energy_nj"] is standin.costs["energy_nj"]
 
 
 def test_the_seeds_have_the_design_of_least_energy() -> None:
