@@ -79,27 +79,27 @@ def measure(
                 f"{time.monotonic() - started:.0f} s)")  # fmt: skip
 
 
-def table(records: Records, names: Sequence[str]) -> str:
-    """Test accuracy by method and compression."""
-    lines = []
-    for name in names:
-        budgets = sorted({(r["compression"], r["budget"]) for r in records.find(network=name)})
-        lines.append(f"\n{name}: test top-1 %, mean and half the range over the seeds; "
-                     "before training on the validation images; crossbars")  # fmt: skip
-        lines.append(" ".join([f"{'':10}", *(f"{f'{c:g}x (<= {b})':>28}" for c, b in budgets)]))
-        for method in METHODS:
-            cells = [f"{method:10}"]
-            for compression, _ in budgets:
-                found = records.find(network=name, compression=compression, method=method)
-                done = [row for row in found if "test_accuracy" in row]
-                if not done:
-                    cells.append(f"{'out of reach' if found else '':>28}")
-                    continue
+def table(records: Records, name: str) -> str:
+    """Test accuracy by method and compression, as Markdown."""
+    rows = records.find(network=name)
+    budgets = sorted({(row["compression"], row["budget"]) for row in rows})
+    lines = [
+        f"{name}: test top-1 in per cent, mean and half the range over the seeds; crossbars",
+        "",
+        " | ".join(["| method", *(f"{c:g}x, at most {b} crossbars" for c, b in budgets)]) + " |",
+        "|---|" + "---:|" * len(budgets),
+    ]
+    for method in METHODS:
+        cells = [f"| {method}"]
+        for compression, _ in budgets:
+            found = records.find(network=name, compression=compression, method=method)
+            done = [row for row in found if "test_accuracy" in row]
+            if done:
                 top = mean_and_spread(row["test_accuracy"] for row in done)
-                before = 100 * np.mean([row["before_accuracy"] for row in done])
-                crossbars = np.mean([row["crossbars"] for row in done])
-                cells.append(f"{f'{top} ({before:.0f}) {crossbars:.0f}':>28}")
-            lines.append(" ".join(cells))
+                cells.append(f"{top}; {np.mean([row['crossbars'] for row in done]):.0f}")
+            else:
+                cells.append("out of reach" if found else "")
+        lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -162,7 +162,7 @@ def main() -> None:
                 study, name, compression, arguments.methods, arguments.seeds, records,
                 lambda text: print(text, flush=True),
             )  # fmt: skip
-        print(table(records, [name]), flush=True)
+        print(table(records, name), flush=True)
         dense = study.lab.dense_accuracy
         print(f"float network: {100 * dense:.2f} %, {study.lab.setup.dense_crossbars} crossbars")
         panels.append((name, records, dense))

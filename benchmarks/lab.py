@@ -205,6 +205,7 @@ class Records:
 
 
 def mean_and_spread(values: Iterable[float]) -> str:
-    """Per cent: mean and half the range."""
+    """Per cent: mean and half the range; of one value, that it is one."""
     numbers = [100 * value for value in values]
-    return f"{np.mean(numbers):5.1f} +- {np.ptp(numbers) / 2:.1f}"
+    spread = f"± {np.ptp(numbers) / 2:.1f}" if len(numbers) > 1 else "(one seed)"
+    return f"{np.mean(numbers):.1f} {spread}"
