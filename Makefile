@@ -34,9 +34,11 @@ unit: install  ## Tests. One torch thread per process: two test processes share 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
 
-study: install  ## EPIM's claims about hardware, computed again; tables in build/study.
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --out build/study
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py wrapping --out build/study
+study: install  ## EPIM's claims about hardware, computed again; tables and figures in build/study.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --networks resnet101 --out build/study & \
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --networks resnet50 --seeds 3 --out build/study && \
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py wrapping --out build/study && \
+	$(BIN)/python benchmarks/study.py figures --out build/study && wait $$!
 
 docs: install  ## Build the documentation as a site in build/site; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

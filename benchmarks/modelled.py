@@ -7,8 +7,9 @@ layer's weights (from its size and bits) times a random importance of the layer.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.study.gradient import Descent, additive_loss, gradient_rows
 from epim_nas.study.history import distributions, params_of, row_of
 from epim_nas.study.metrics import maximised, metric_of
-from epim_nas.study.problem import SearchProblem
+from epim_nas.study.problem import SearchProblem, StandIn
 from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.strategies import STRATEGIES, Options
 
@@ -93,6 +94,7 @@ class Subject:
         self.setup = Setup(config, None, model, traced, loaded, CostModel(traced, loaded))  # type: ignore[arg-type]
         self.space = self.setup.build_space()
         self.costs = Costs.of(self.setup, self.space)
+        self._standins: dict[int, Callable[[], Sequence[StandIn]]] = {}
 
     def problem(
         self, crossbars: int, objectives: Sequence[str], seed: int, space: SearchSpace | None = None
@@ -108,6 +110,10 @@ class Subject:
         setup = replace(self.setup, config=config)
         costs = self.costs if space is None else Costs.of(setup, space)
         problem = formulate(setup, space or self.space, costs)
+        if problem.find_standins is not None and space is None:
+            # They depend on the budget alone: all seeds and objectives share them.
+            find = self._standins.setdefault(crossbars, cache(problem.find_standins))
+            problem = replace(problem, find_standins=find)
         importance = np.random.default_rng([seed, 50]).lognormal(0.0, 1.0, 200)
         table = {
             layer.name: np.array([error(choice, layer) for choice in choices]) * importance[n]
