@@ -143,10 +143,13 @@ class ArrayData(Data):
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`."""
         check_split(split)
-        n = self.sizes[split] if limit is None else min(limit, self.sizes[split])
-        for start in range(0, n, batch_size):
-            part = slice(start, min(start + batch_size, n))
-            yield self._normalise(self._images[split][part]), self._labels[split][part]
+        images, labels = self._images[split], self._labels[split]
+        if limit is not None and limit < len(labels):
+            chosen = torch.from_numpy(limited(labels.numpy(), limit))
+            images, labels = images[chosen], labels[chosen]
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
+            yield self._normalise(images[part]), labels[part]
 
 
 class Normalisation:
@@ -268,11 +271,29 @@ def balanced_indices(
     order = torch.randperm(len(labels), generator=generator(purpose, seed)).numpy()
     # An image's rank within its class: taking by rank takes the classes in turn.
     shuffled = labels[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    _, counts = np.unique(shuffled, return_counts=True)
     rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(shuffled):
-        places = np.flatnonzero(shuffled == label)
-        rank[places] = np.arange(len(places))
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
+
+
+def limited(labels: np.ndarray[Any, Any], limit: int) -> np.ndarray[Any, Any]:
+    """The images of a split that a limit leaves: as even a number of each class as there are.
+
+    Splits are often in the order of their classes, so that the first images are all of one. The
+    choice depends on labels and limit alone.
+
+    Args:
+        labels: ``(N,)`` class indices of the split.
+        limit: how many are wanted.
+
+    Returns:
+        int64 ``(min(limit, N),)`` indices in rising order.
+    """
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    return balanced_indices(labels, limit, 0, "limit")
 
 
 def resize(images: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:

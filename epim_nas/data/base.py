@@ -69,7 +69,8 @@ class Data(ABC):
         Args:
             split: ``train``, ``validation`` or ``test``.
             batch_size: images in a batch; the last one may be smaller.
-            limit: use only the first so many images of the split.
+            limit: use only so many images, as even a number of each class as there are, and the
+                same ones every time.
         """
 
     def calibration_batches(self, n_images: int, batch_size: int, seed: int = 0) -> list[Batch]:

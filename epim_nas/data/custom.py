@@ -110,7 +110,7 @@ class LoaderData(Data):
                 yield images[first::every], labels[first::every]
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
-        """See :meth:`Data.batches`; the order is the loader's."""
+        """See :meth:`Data.batches`; the order is the loader's, a limit takes its first images."""
         check_split(split)
         left = self.sizes[split] if limit is None else min(limit, self.sizes[split])
         for images, labels in _regroup(self._once(split), batch_size, keep_last=True):

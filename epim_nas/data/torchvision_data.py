@@ -24,6 +24,7 @@ from epim_nas.data.arrays import (
     Normalisation,
     balanced_indices,
     check_normalisation,
+    limited,
 )
 from epim_nas.data.base import (
     WHOLE,
@@ -199,21 +200,22 @@ class FolderData(Data):
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`."""
         check_split(split)
-        n = self.sizes[split] if limit is None else min(limit, self.sizes[split])
-        return self._normalised(self._plain(split, batch_size, n))
+        size = self.sizes[split] if limit is None else limit
+        chosen = limited(np.asarray(self._splits[split].labels), size).tolist()
+        return self._normalised(self._plain(split, batch_size, chosen))
 
-    def _plain(self, split: str, batch_size: int, n: int) -> Iterator[Batch]:
-        """The first n images of a split, uint8."""
-        kept = self._cache.get(split, n)
+    def _plain(self, split: str, batch_size: int, chosen: list[int]) -> Iterator[Batch]:
+        """Some images of a split, uint8."""
+        kept, n = self._cache.get(split, chosen), len(chosen)
         if kept is None:
             keys: Iterable[list[_Key]] = (
-                [(split, index, 0) for index in range(start, min(start + batch_size, n))]
+                [(split, index, 0) for index in chosen[start : start + batch_size]]
                 for start in range(0, n, batch_size)
             )
             if self._evaluation is None:
                 files = _Files(self._splits, replace(self._loading, augment=False))
                 self._evaluation = _Restartable(files, self._workers, keep=True)
-            yield from self._cache.filled(split, n, self._evaluation.batches(keys))
+            yield from self._cache.filled(split, chosen, self._evaluation.batches(keys))
             return
         images, labels = kept
         for start in range(0, n, batch_size):
@@ -234,21 +236,26 @@ _Key = tuple[str, int, int]
 
 
 class _Cache:
-    """Decoded images of whole splits, within a number of bytes."""
+    """Decoded images, of each split those that were asked for last, within a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: dict[str, Batch] = {}
+        self._kept: dict[str, tuple[list[int], Batch]] = {}
 
-    def get(self, split: str, n: int) -> Batch | None:
-        """At least the first n images, if they are here."""
-        kept = self._kept.get(split)
-        return kept if kept is not None and len(kept[1]) >= n else None
+    def get(self, split: str, chosen: list[int]) -> Batch | None:
+        """The images of these indices, if all of them are here; indices rise."""
+        known, (images, labels) = self._kept.get(split, ([], (torch.empty(0), torch.empty(0))))
+        if known == chosen:
+            return images, labels
+        if not set(chosen) <= set(known):
+            return None
+        places = torch.from_numpy(np.searchsorted(known, chosen))
+        return images[places], labels[places]
 
-    def filled(self, split: str, n: int, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they come; kept when all n images have come and fit."""
+    def filled(self, split: str, chosen: list[int], batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they come; kept when all chosen images have come and fit."""
         room = self.limit - sum(
-            images.nbytes for name, (images, _) in self._kept.items() if name != split
+            images.nbytes for name, (_, (images, _)) in self._kept.items() if name != split
         )
         collected: list[Batch] = []
         size = count = 0
@@ -257,9 +264,9 @@ class _Cache:
             if size <= room:
                 collected.append((images, labels))
                 # Before the last batch is handed out: a reader may not ask for the end.
-                if count == n:
+                if count == len(chosen):
                     whole, classes = (torch.cat(parts) for parts in zip(*collected, strict=True))
-                    self._kept[split] = (whole, classes)
+                    self._kept[split] = chosen, (whole, classes)
             else:
                 collected.clear()
             yield images, labels

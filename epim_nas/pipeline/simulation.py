@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from epim_nas.data.base import Batch, Split
+from epim_nas.data.base import Split
 from epim_nas.datapath.simulator.counts import count_network
 from epim_nas.datapath.simulator.layers import SimulatedLayer
 from epim_nas.datapath.simulator.network import simulate
@@ -16,7 +16,6 @@ from epim_nas.datapath.simulator.options import AdcRange, Converter, Devices
 from epim_nas.errors import InputError
 from epim_nas.files import atomic_path, make_folder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.single import check_split, load_for, quantized_network
 from epim_nas.report.figures import png_bytes
 from epim_nas.report.simulation import simulation_figure
@@ -47,7 +46,7 @@ def simulate_design(
         variations: standard deviations of the logarithm of a cell's conductance.
         adc_range: what the ADCs' codes are spread over.
         devices: the cells' other imperfections.
-        images: images that are measured, at most.
+        images: images that are measured, at most; of every class alike.
         weights: its epitomes; without them, the run's network projected onto the design.
         split: ``validation`` or ``test``.
         out: folder of the figure; ``simulated/DESIGN`` by default.
@@ -76,7 +75,8 @@ def simulate_design(
     folder = make_folder(out if out is not None else Path("simulated") / design_file.stem, "--out")
     model = quantized_network(setup, design, weights, reporter)
     config = setup.config
-    batches = list(_first(setup, cast(Split, split), images))
+    size = min(64, setup.config.search.batch_size)
+    batches = list(setup.data.batches(cast(Split, split), size, images))
     # In float32: with bfloat16 the torch network itself would differ from the integers.
     score = evaluate(model, batches, config.device, "float32")
     rows = []
@@ -118,13 +118,3 @@ def simulate_design(
         "layers": len(events),
         "figure": str(figure),
     }
-
-
-def _first(setup: Setup, split: Split, images: int) -> Iterator[Batch]:
-    """The first images of a split."""
-    left = images
-    for inputs, labels in setup.data.batches(split, min(64, setup.config.search.batch_size)):
-        yield inputs[:left], labels[:left]
-        left -= len(inputs[:left])
-        if left <= 0:
-            return

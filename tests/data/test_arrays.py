@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epim_nas.data.arrays import ArrayData, Images, balanced_indices, crop_and_flip, resize
+from epim_nas.data.arrays import ArrayData, Images, balanced_indices, crop_and_flip, limited, resize
 from epim_nas.data.base import generator, seed_of, shuffled_indices
 from epim_nas.errors import InputError
 
@@ -121,6 +121,25 @@ def test_evaluation_batches_are_plain_normalised_and_in_order() -> None:
     assert torch.cat([label for _, label in batches]).tolist() == [i % 4 for i in range(10)]
     assert sum(len(labels) for _, labels in data.batches("test", 4, limit=5)) == 5
     assert sum(len(labels) for _, labels in data.batches("test", 4, limit=500)) == 7
+
+
+def test_a_limit_leaves_images_of_every_class() -> None:
+    """Images are often in the order of their classes."""
+    labels = np.repeat([0, 1, 2, 5], [50, 50, 50, 3])
+    for limit in (4, 30, 152):
+        chosen = limited(labels, limit)
+        assert len(chosen) == limit
+        assert (np.diff(chosen) > 0).all()
+        counts = np.bincount(labels[chosen], minlength=6)[[0, 1, 2, 5]]
+        assert counts[:3].max() - counts[:3].min() <= 1
+        assert counts[3] in (min(3, counts[0]), min(3, counts[0] - 1))
+        np.testing.assert_array_equal(chosen, limited(labels, limit))
+    np.testing.assert_array_equal(limited(labels, 153), np.arange(153))
+    data = array_data()
+    ((images, classes),) = data.batches("validation", 100, limit=4)
+    assert sorted(classes.tolist()) == [0, 1, 2, 3]
+    ((everything, _),) = data.batches("validation", 100)
+    assert all((everything == image).flatten(1).all(1).any() for image in images)
 
 
 def test_calibration_batches_are_the_first_augmented_training_batches() -> None:

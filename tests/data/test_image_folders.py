@@ -290,8 +290,10 @@ def test_evaluated_images_are_decoded_once_where_they_fit(tmp_path: Path) -> Non
         path.unlink()
     again = [images for images, _ in data.batches("validation", 2)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    whole, _ = next(iter(data.batches("validation", 100, limit=3)))
-    assert torch.equal(whole, torch.cat(first)[:3])
+    part, labels = next(iter(data.batches("validation", 100, limit=4)))
+    assert labels.tolist() == [0, 0, 1, 1]
+    places = [int((torch.cat(first) == image).flatten(1).all(1).nonzero()) for image in part]
+    assert places == sorted(set(places))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -299,12 +301,23 @@ def test_without_a_cache_they_are_read_again(tmp_path: Path, workers: int) -> No
     root = textured_tree(tmp_path)
     data = load(root, image_size=70, workers=workers, args={"cache_mb": 0})
     first = [images for images, _ in data.batches("validation", 2)]
-    part = [images for images, _ in data.batches("validation", 2, limit=2)]
-    assert torch.equal(part[0], first[0])
+    part = [labels for _, labels in data.batches("validation", 2, limit=2)]
+    assert torch.cat(part).tolist() == [0, 1]
     again = [images for images, _ in data.batches("validation", 2)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     next(iter(data.batches("validation", 2)))  # left before its end: the workers are not stuck
     assert len(list(data.batches("validation", 2))) == 2
+
+
+def test_what_a_cache_holds_of_a_split_is_what_was_asked_for(tmp_path: Path) -> None:
+    """A part does not stand for the whole, nor for another part; the whole serves every part."""
+    root = textured_tree(tmp_path)
+    plain = load(root, image_size=70, args={"cache_mb": 0})
+    data = load(root, image_size=70)
+    for limit in (2, 4, None, 4, 2, None):
+        got, expected = (torch.cat([x for x, _ in d.batches("validation", 3, limit)])
+                         for d in (data, plain))  # fmt: skip
+        assert torch.equal(got, expected)
 
 
 def test_images_and_workers_do_not_travel(tmp_path: Path) -> None:
