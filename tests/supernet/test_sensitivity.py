@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from epim_nas import InputError
+from epim_nas import Choice, InputError, SearchSpace, trace
+from epim_nas.epitome.quantization import Quantization
+from epim_nas.space import Group
 from epim_nas.supernet.evaluation import recalibrate_batch_norm
 from epim_nas.supernet.sensitivity import METHODS, Table, find_method, measure_table
 from epim_nas.supernet.supernet import Supernet
@@ -164,6 +166,59 @@ def test_the_same_seed_gives_the_same_table_and_labels_make_no_difference(method
     for name in NAMES:
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_array_equal(first[name], third[name])
+
+
+class Biased(torch.nn.Module):
+    """A convolution with a bias, batch norm and a classifier; one filter is nearly zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 6, 3, padding=1)
+        self.bn = torch.nn.BatchNorm2d(6)
+        self.fc = torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("bias", [0.1, -3.3, 200.7])
+def test_a_filter_that_rounds_to_zero_beside_its_bias_is_a_constant_channel(bias: float) -> None:
+    torch.manual_seed(0)
+    model = Biased().eval()
+    with torch.no_grad():
+        model.conv.weight[2] *= 1e-2  # a small part of a step of the whole tensor
+        model.conv.bias.fill_(bias)
+    choices = tuple((Choice(weight_bits=bits),) for bits in (2, 9))
+    groups = (Group("conv", ("conv",), choices), Group("fc", ("fc",), ((Choice(),),)))
+    network = trace(model, (1, 8, 8), "biased")
+    space = SearchSpace("biased", "biased", groups)
+    rule = Quantization(granularity="tensor")
+    supernet = Supernet(model, network, space, quantization=rule).eval()
+    x = batches()[0][0]
+    layer = supernet.layers["conv"]
+    assert (layer.run(x, 0)[:, 2] == bias).all(), "the filter rounds to zero"
+    found = measure_table(
+        supernet, [(x, torch.zeros(12))], METHODS["output_fisher"], device=CPU, seed=5, draws=4
+    )
+    kept: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda *given: kept.append(given[2]))
+    logits = supernet(x)
+    hook.remove()
+    axes = (0, 2, 3)
+    for index in range(2):
+        with torch.no_grad():
+            y, changed = kept[0].double(), layer.run(x, index).double()
+        centred = changed - changed.mean(axes, keepdim=True)
+        own = centred.square().mean(axes, keepdim=True).sqrt()
+        gain = torch.where(own > 1e-9, y.std(axes, keepdim=True, correction=0) / own, 0.0)
+        difference = centred * gain + y.mean(axes, keepdim=True) - y
+        expected = 0.0
+        for label in range(4):  # as many draws as classes: each counts by its probability
+            losses = -F.log_softmax(logits, 1)[:, label]
+            weighted = (losses * F.softmax(logits, 1)[:, label].detach().sqrt()).sum()
+            gradient = torch.autograd.grad(weighted, kept[0], retain_graph=True)[0]
+            expected += float((gradient.double() * difference).square().sum()) / (2 * len(x))
+        assert found["conv"][index] == pytest.approx(expected, rel=5e-3, abs=1e-9)
 
 
 def test_more_draws_make_less_noise() -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from epim_nas.epitome.sampling import expand
 from epim_nas.epitome.statistics import input_rows
@@ -140,13 +139,37 @@ def _layer_scores(layer: SuperLayer, seen: Captured, form: _Form) -> npt.NDArray
             quantized[choice.activation_bits] = layer.quantize_input(seen.x, index)
         changed = layer.run(quantized[choice.activation_bits], index)
         if seen.normalised:
-            # The mean and deviation of the dense output. Torch's reductions take longer for them
-            # than the convolution.
-            changed = functional.batch_norm(
-                changed, None, None, deviation, mean, training=True, eps=1e-24
-            )
+            changed = _matched(changed, deviation, mean)
         scores.append(form(changed - output))
     return np.array(scores, dtype=np.float64).T / 2
+
+
+def _matched(changed: Tensor, deviation: Tensor, mean: Tensor) -> Tensor:
+    """``changed`` with another mean and deviation of every channel; constant ones become the mean.
+
+    Args:
+        changed: (N, C, ...).
+        deviation: (C,) wanted, of the population.
+        mean: (C,) wanted.
+    """
+    # Torch's reductions take longer than a convolution, its batch norm does not. (Not
+    # `functional.batch_norm`: on a GPU cuDNN may take the variance as a difference of squares.)
+    matched, own_mean, gain = torch.native_batch_norm(
+        changed, deviation, mean, None, None, True, 0.0, 1e-24
+    )
+    # It computes x * scale + shift. Where a channel varies little about a mean far from zero, as
+    # one whose filter rounded to zero beside a bias, both are huge and their rounding is all that
+    # is left: take the mean off first.
+    level = gain * own_mean.abs()
+    for channel in torch.nonzero(~(level <= 1e3)).flatten().tolist():
+        values = changed[:, channel]
+        own, centre = torch.std_mean(values, correction=0)
+        # A deviation of a few units in the last place is that of no signal.
+        if own <= 8 * torch.finfo(values.dtype).eps * centre.abs():
+            matched[:, channel] = mean[channel]
+        else:
+            matched[:, channel] = (values - centre) * (deviation[channel] / own) + mean[channel]
+    return matched
 
 
 def weight_fisher(
