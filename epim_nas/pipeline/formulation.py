@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from epim_nas.epitome.design import Choice, Design
-from epim_nas.errors import InputError
+from epim_nas.errors import EpimError, InputError
 from epim_nas.hardware import BatchCostModel, CostTable
 from epim_nas.hardware.floors import Floors
 from epim_nas.hardware.mapping import map_layer
@@ -19,7 +19,7 @@ from epim_nas.network.spec import Network
 from epim_nas.pipeline.setup import Setup
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.bounds import Bounds
-from epim_nas.study.exact import Scores, Unreachable, minimise
+from epim_nas.study.exact import Limit, Scores, Unreachable, minimise
 from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.metrics import METRICS, Metric, metric_of, own_costs, own_metrics, parts_of
@@ -164,11 +164,18 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
 def _standins(
     space: SearchSpace, costs: Costs, crossbars: list[IntArray], budget: int
 ) -> list[StandIn]:
-    """Additive costs near the least energy and latency that the crossbars allow."""
+    """Additive costs near the least energy and latency that the crossbars allow.
+
+    They only help a search: where they cannot be had, it goes on without.
+    """
+    if not Limit(crossbars, budget).tabular:
+        log.info("so many crossbars are no knapsack: no costs near the least energy and latency")
+        return []
     try:
         return Bounds(space, Floors(costs.model), crossbars, budget).standins(_BUFFER_CASES)
-    except Infeasible:
-        return []  # said elsewhere, with what would be feasible
+    except EpimError as error:  # what keeps a run from going on is said elsewhere
+        log.debug("no costs near the least energy and latency: %s", error)
+        return []
 
 
 def with_sensitivity(problem: SearchProblem, sensitivity: Table) -> SearchProblem:

@@ -20,6 +20,7 @@ Bounds of latency and product are a millionth lower than what the programs say: 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +30,11 @@ import numpy as np
 
 from epim_nas.hardware.floors import Floors
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.exact import Exact, Limit, minimise
+from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.problem import StandIn
+
+log = logging.getLogger(__name__)
 
 _PATHS = 100
 """Most paths that the bound of latency finds."""
@@ -84,8 +87,10 @@ class Bounds:
         self._limit = Limit([np.asarray(c, dtype=np.int64) for c in crossbars], budget)
         self._ends = np.cumsum([len(c) for c in crossbars])
         tiles = space.group_sums(floors.tiles)
-        most = -minimise([-1.0 * count for count in tiles], [self._limit]).loss
-        self._steps = floors.steps(round(most) + floors.other_tiles)
+        most = self._least([-1.0 * count for count in tiles])
+        if most is None:
+            raise Infeasible(sum(int(np.min(c)) for c in self._limit.scores), budget)
+        self._steps = floors.steps(round(-most.loss) + floors.other_tiles)
         self._paths: list[tuple[FloatArray, float]] = []
 
     @cached_property
@@ -146,10 +151,25 @@ class Bounds:
     def _solved(self) -> Iterator[_Case]:
         for case in self._floors.cases():
             scores = self._space.group_sums(case.costs["energy_nj"])
-            try:
-                yield _Case(scores, case.constants["energy_nj"], minimise(scores, [self._limit]))
-            except Infeasible:
-                continue
+            least = self._least(scores)
+            if least is not None:
+                yield _Case(scores, case.constants["energy_nj"], least)
+
+    def _least(self, scores: list[FloatArray]) -> Exact | None:
+        """The row of least sum within the budget; None where no row has a finite one."""
+        lightest = [
+            np.where(np.isfinite(own), weights, np.inf)
+            for own, weights in zip(scores, self._limit.scores, strict=True)
+        ]
+        if sum(float(weights.min()) for weights in lightest) > self._limit.bound:
+            return None
+        try:
+            return minimise(scores, [self._limit])
+        except Unreachable as error:  # there is a row, but the integer program found none in time
+            log.debug("the lightest design stands for the best one: %s", error)
+            row = tuple(int(np.argmin(weights)) for weights in lightest)
+            loss, least = total(scores, row), sum(float(own.min()) for own in scores)
+            return Exact(row, loss, Certificate(loss, least, "each group's best choice"))
 
     @cached_property
     def _latency(self) -> tuple[float, FloatArray]:

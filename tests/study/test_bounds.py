@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from epim_nas import Choice, CostModel, EpitomeShape, SearchSpace
 from epim_nas.hardware import BatchCostModel, load_chip
 from epim_nas.hardware.floors import Floors
 from epim_nas.network.spec import LayerSpec, Network
+from epim_nas.pipeline.formulation import _standins
 from epim_nas.space import Group
+from epim_nas.study import exact
 from epim_nas.study.bounds import Bounds
+from epim_nas.study.exact import Unreachable
 from epim_nas.study.knapsack import Infeasible
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import exact_seeds
@@ -204,6 +209,41 @@ def test_the_seeds_have_the_design_of_least_energy() -> None:
     assert case.model.totals(without)["energy_nj"].min() > least
 
 
-def test_a_budget_that_no_design_keeps() -> None:
-    with pytest.raises(Infeasible):
-        CASES["chain"]().bounds(1)
+def test_a_budget_that_no_design_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["chain"]()
+    least = int(case.totals["crossbars"].min())
+    for cells in (exact._MOST_CELLS, 0):
+        monkeypatch.setattr(exact, "_MOST_CELLS", cells)
+        with pytest.raises(Infeasible) as caught:
+            case.bounds(least - 1)
+        assert caught.value.least == least
+        assert case.bounds(least).latency_ns > 0
+
+
+def test_bounds_of_budgets_that_are_too_large_for_a_table(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also tight ones: with the smallest buffers a layer may then have no choice."""
+    crossbars = case.totals["crossbars"]
+    for budget in np.unique(np.quantile(crossbars, [0.0, 0.1, 1.0]).astype(int)):
+        bounds = case.bounds(int(budget))
+        with monkeypatch.context() as patch:
+            patch.setattr(exact, "_MOST_CELLS", 0)
+            others = case.bounds(int(budget))
+            assert others.energy_nj.loss == pytest.approx(bounds.energy_nj.loss, rel=1e-5)
+            assert others.latency_ns == pytest.approx(bounds.latency_ns, rel=1e-5)
+            assert len(others.standins(2)) == len(bounds.standins(2))
+
+
+def test_a_run_goes_on_where_there_are_no_standins(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["chain"]()
+    budget = int(np.median(case.totals["crossbars"]))
+    costs = SimpleNamespace(model=case.model)
+    assert _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
+    assert not _standins(case.space, costs, case.crossbars, 1)  # type: ignore[arg-type]
+    for error in (Unreachable("no time"), Infeasible(2, 1)):
+        monkeypatch.setattr(Bounds, "standins", Mock(side_effect=error))
+        assert not _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    monkeypatch.setattr(exact, "_MOST_CELLS", 0)
+    assert not _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
