@@ -139,7 +139,7 @@ def bounds_of(subject: Subject, budget: int) -> dict[str, float]:
     bounds = Bounds(subject.space, Floors(subject.costs.model), crossbars, budget)
     return {
         "latency_ns": bounds.latency_ns,
-        "energy_nj": bounds.energy_nj.loss,
+        "energy_nj": bounds.energy_nj.certificate.bound,
         "edp_nj_ns": bounds.product,
     }
 

@@ -21,6 +21,7 @@ Bounds of latency and product are a millionth lower than what the programs say: 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,8 +63,8 @@ class _Case:
 
     @property
     def value(self) -> float:
-        """The least energy."""
-        return self.least.loss + self.constant
+        """No row has less energy."""
+        return self.least.certificate.bound + self.constant
 
 
 class Bounds:
@@ -90,17 +91,22 @@ class Bounds:
         most = self._least([-1.0 * count for count in tiles])
         if most is None:
             raise Infeasible(sum(int(np.min(c)) for c in self._limit.scores), budget)
-        self._steps = floors.steps(round(-most.loss) + floors.other_tiles)
+        # Whole numbers, but for rounding in the integer program.
+        most_tiles = math.ceil(-most.certificate.bound) + floors.other_tiles
+        self._steps = floors.steps(most_tiles)
         self._paths: list[tuple[FloatArray, float]] = []
 
     @cached_property
     def energy_nj(self) -> Exact:
-        """The design of least energy; ``loss`` is the least energy, or less than it.
+        """The design of least energy, as far as the floors say: ``certificate.bound`` is the bound.
 
-        It is the least where ``Floors.exact`` holds.
+        ``loss`` is what the floors say of the design: its energy where ``Floors.exact`` holds, else
+        less than it. No design has less than the bound, which equals ``loss`` unless an integer
+        program ran out of time.
         """
-        best = self._cases[0]
-        return Exact(best.least.row, best.value, best.least.certificate)
+        best = min(self._cases, key=lambda case: case.least.loss + case.constant)
+        loss, method = best.least.loss + best.constant, best.least.certificate.method
+        return Exact(best.least.row, loss, Certificate(loss, self._cases[0].value, method))
 
     @cached_property
     def latency_ns(self) -> float:
@@ -145,7 +151,7 @@ class Bounds:
 
     @cached_property
     def _cases(self) -> list[_Case]:
-        """The sizes of buffers with which there is a design, that of least energy first."""
+        """The sizes of buffers with which there is a design, those of the least bound first."""
         return sorted(self._solved(), key=lambda case: case.value)
 
     def _solved(self) -> Iterator[_Case]:

@@ -19,7 +19,7 @@ from epim_nas.pipeline.formulation import _standins
 from epim_nas.space import Group
 from epim_nas.study import exact
 from epim_nas.study.bounds import Bounds
-from epim_nas.study.exact import Unreachable
+from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import Infeasible
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import exact_seeds
@@ -115,7 +115,7 @@ def test_no_design_is_below_the_bounds(case: Case) -> None:
         kept = crossbars <= budget
         bounds = case.bounds(int(budget))
         close = 1 + 1e-9
-        assert 0 < bounds.energy_nj.loss <= energy[kept].min() * close
+        assert 0 < bounds.energy_nj.certificate.bound <= energy[kept].min() * close
         assert 0 < bounds.latency_ns <= latency[kept].min() * close
         assert 0 < bounds.product <= (energy * latency)[kept].min() * close
         # They are worth something: at least the least of each sum's parts.
@@ -129,6 +129,9 @@ def test_energy_is_exact_with_equal_bits(case: Case) -> None:
     if not Floors(case.model).exact:
         pytest.skip("activation bits differ")
     assert bounds.energy_nj.loss == pytest.approx(case.totals["energy_nj"].min(), rel=1e-12)
+    assert bounds.energy_nj.certificate == Certificate(
+        bounds.energy_nj.loss, bounds.energy_nj.loss, "dynamic programming"
+    )
     index = int(np.flatnonzero((case.rows == bounds.energy_nj.row).all(1))[0])
     assert case.totals["energy_nj"][index] == pytest.approx(bounds.energy_nj.loss, rel=1e-12)
 
@@ -247,3 +250,29 @@ def test_a_run_goes_on_where_there_are_no_standins(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     monkeypatch.setattr(exact, "_MOST_CELLS", 0)
     assert not _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [Unreachable("no time"), None])
+def test_bounds_hold_where_the_integer_program_runs_out_of_time(
+    monkeypatch: pytest.MonkeyPatch, found: Unreachable | None
+) -> None:
+    """It may have found nothing by then, or a design that is not the best."""
+    case = CASES["sums"]()
+    budget = int(np.median(case.totals["crossbars"]))
+
+    def stopped(losses: list[np.ndarray], limits: list[Limit]) -> Exact:
+        if found is not None:
+            raise found
+        heavy = [np.asarray(scores) for scores in limits[0].scores]
+        row = tuple(int(np.argmin(scores)) for scores in heavy)
+        best, loss = minimise(losses, limits).loss, total(losses, row)
+        return Exact(row, loss, Certificate(loss, best - 0.25, "integer program"))
+
+    monkeypatch.setattr("epim_nas.study.bounds.minimise", stopped)
+    kept = case.totals["crossbars"] <= budget
+    energy, latency = case.totals["energy_nj"][kept], case.totals["latency_ns"][kept]
+    bounds = case.bounds(budget)
+    assert bounds.energy_nj.certificate.bound <= energy.min()
+    assert bounds.energy_nj.certificate.loss == bounds.energy_nj.loss
+    assert bounds.latency_ns <= latency.min() * (1 + 1e-9)
+    assert bounds.product <= (energy * latency).min() * (1 + 1e-9)
