@@ -183,15 +183,22 @@ class Bounds:
         shares = np.zeros(self._ends[-1])
         starts = np.r_[0, self._ends[:-1]]
         shares[starts + [int(np.argmin(score)) for score in self._limit.scores]] = 1.0
-        bound, mix = 0.0, np.zeros(0)
+        bound, mix = 0.0, np.ones(1)
         for _ in range(_PATHS):
-            if self._add_path(shares) <= (1 + _CONVERGED) * bound:
+            longest = self._add_path(shares)
+            # Every design takes at least the fastest choices along a path.
+            path, constant = self._paths[-1]
+            bound = max(bound, constant + sum(float(own.min()) for own in self._split(path)))
+            if longest <= (1 + _CONVERGED) * bound:
                 break
             scale = self._paths[0][1] + float(self._paths[0][0].sum())
             rows = [np.append(scores / scale, -1.0) for scores, _ in self._paths]
             found = self._program(
                 np.append(np.zeros(len(shares)), 1.0), rows, [-c / scale for _, c in self._paths]
             )
+            if found.status != 0:
+                log.debug("the bound of the latency stays where it is: %s", found.message)
+                break
             bound, shares = max(bound, found.fun * scale), found.x[:-1]
             mix = -found.ineqlin.marginals[1:]
         scores = sum(

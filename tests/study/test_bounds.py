@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -276,3 +277,27 @@ def test_bounds_hold_where_the_integer_program_runs_out_of_time(
     assert bounds.energy_nj.certificate.loss == bounds.energy_nj.loss
     assert bounds.latency_ns <= latency.min() * (1 + 1e-9)
     assert bounds.product <= (energy * latency).min() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("solved", [0, 1, 3])
+def test_bounds_hold_where_the_linear_program_fails(
+    monkeypatch: pytest.MonkeyPatch, solved: int
+) -> None:
+    """After some programs, the solver gives up; what it returns then is worth nothing."""
+    case = CASES["residual"]()
+    budget = int(np.median(case.totals["crossbars"]))
+    kept = case.totals["crossbars"] <= budget
+    bounds, calls = case.bounds(budget), itertools.count()
+    program = bounds._program
+
+    def failing(costs: Any, *others: Any) -> Any:
+        if next(calls) < solved:
+            return program(costs, *others)
+        return SimpleNamespace(status=4, message="numbers", fun=1e12, x=np.ones(len(costs)))
+
+    monkeypatch.setattr(bounds, "_program", failing)
+    energy, latency = case.totals["energy_nj"][kept], case.totals["latency_ns"][kept]
+    assert 0 < bounds.latency_ns <= latency.min()
+    assert 0 < bounds.product <= (energy * latency).min()
+    mixed = bounds.standins(1)[0].costs["latency_ns"]
+    assert any(np.ptp(scores) > 0 for scores in mixed)
