@@ -26,7 +26,7 @@ def trace_model(
     if not isinstance(model, nn.Module):
         raise InputError("model", f"got {type(model).__name__}", "a torch.nn.Module")
     shape = _check_shape(input_shape)
-    with _evaluation_mode(model):
+    with _evaluated(model):
         tracer = _Tracer()
         graph = _trace_graph(tracer, model)
         builder = LayerBuilder(model, tracer.paths)
@@ -47,7 +47,7 @@ def trace_graph(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> f
     Raises:
         InputError: the model cannot be traced.
     """
-    with _evaluation_mode(model):
+    with _evaluated(model):
         return _trace_graph(_Tracer(leaves), model)
 
 
@@ -171,14 +171,28 @@ def _example(model: nn.Module, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards training modes and buffers are as they were.
+
+    What is run are images that no data set has: a layer that keeps statistics of its inputs, also
+    in evaluation mode, would keep theirs.
+    """
     modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in modes}
+    held = {buffer for kept in buffers.values() for buffer in kept.values() if buffer is not None}
+    values = {buffer: buffer.detach().clone() for buffer in held}
     try:
         model.eval()
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+            module._buffers.clear()
+            module._buffers.update(buffers[module])
+        with torch.no_grad():
+            for buffer, value in values.items():
+                if not (buffer.is_meta or torch.equal(buffer, value)):
+                    buffer.copy_(value)
 
 
 def _check_shape(shape: Any) -> tuple[int, int, int]:

@@ -14,7 +14,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], name: str | None 
     """The layers of a PyTorch model, their geometry, and which feeds which.
 
     The model is traced symbolically (``torch.fx``) and run once on a batch of two constant images
-    in evaluation mode without gradients; parameters, buffers and training modes stay as they were.
+    in evaluation mode without gradients; parameters, buffers and training modes stay as they were,
+    also where a layer keeps statistics of its inputs.
 
     What becomes a layer:
 

@@ -409,6 +409,73 @@ def test_a_layer_that_computes_with_other_weights_is_refused(head):
     assert len(trace(nn.Sequential(Careful(3, 4, 3, padding=1)), (3, 8, 8)).weighted) == 1
 
 
+def doubled(layer):
+    """The layer with twice its weight, by a forward of its own, beside a large bias."""
+    layer.bias.data.fill_(1e3)
+    layer.forward = lambda x: 2 * (type(layer).forward(layer, x) - 1e3) + 1e3
+    return layer
+
+
+class Rectified(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Rounded(nn.Conv2d):
+    def forward(self, x):
+        step = self.weight.abs().max() / 127
+        return self._conv_forward(x, (self.weight / step).round() * step, self.bias)
+
+
+@pytest.mark.parametrize(
+    "layer", [doubled(nn.Conv2d(3, 4, 3)), doubled(nn.Linear(192, 4)), Rectified(3, 4, 3),
+              Rounded(3, 4, 3)],
+)  # fmt: skip
+def test_a_forward_that_does_more_is_refused_also_on_an_instance_or_beside_a_bias(layer):
+    model = nn.Sequential(nn.Flatten() if layer.weight.dim() == 2 else nn.Identity(), layer)
+    with pytest.raises(InputError, match=r"computes something else.*modules of their own"):
+        trace(model, (3, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [0.0, 1e3])
+def test_rounding_is_not_taken_for_other_weights(dtype, bias):
+    layer = Careful(16, 8, 3, padding=1)
+    layer.bias.data.fill_(bias)
+    # The same sums in another order.
+    layer.forward = lambda x: (
+        sum(
+            functional.conv2d(x[:, part], layer.weight[:, part], padding=1)
+            for part in (slice(0, 5), slice(5, 16))
+        )
+        + layer.bias[:, None, None]
+    )
+    assert len(trace(nn.Sequential(layer).to(dtype), (16, 8, 8)).weighted) == 1
+
+
+def test_a_layer_that_keeps_statistics_does_not_keep_those_of_tracing():
+    class Observed(nn.Conv2d):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.register_buffer("calls", torch.zeros(1))
+            self.register_buffer("largest", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            self.largest = torch.maximum(self.largest, x.max())
+            return super().forward(x)
+
+    model = nn.Sequential(Observed(3, 4, 3)).train()
+    calls, largest = model[0].calls, model[0].largest
+    trace(model, (3, 8, 8))
+    assert model[0].largest is largest
+    assert model[0].training
+    assert [float(calls), float(largest)] == [0, 0]
+    with pytest.raises(InputError):
+        trace(model, (5, 8, 8))
+    assert [float(calls), float(largest)] == [0, 0]
+
+
 def test_a_second_required_input_is_refused():
     class Two(nn.Module):
         def __init__(self):
