@@ -96,7 +96,8 @@ def main() -> None:
     arguments = parser.parse_args()
     source = Source.of(arguments)
     recipe = TrainConfig(arguments.steps, 128, lr=arguments.lr, warmup=0.05, distillation=0.5)
-    records = Records(source.cache / f"ablation-{arguments.network}.jsonl")
+    measured_by = f"{arguments.space}-{arguments.chip}-{recipe.steps}-{recipe.lr:g}"
+    records = Records(source.cache / f"ablation-{arguments.network}-{measured_by}.jsonl")
     for name in arguments.variants:
         key = {"variant": name, "compression": arguments.compression}
         missing = [s for s in range(arguments.seeds) if not records.find(**key, seed=s)]

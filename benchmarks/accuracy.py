@@ -155,7 +155,8 @@ def main() -> None:
     panels = []
     for name in arguments.networks:
         space = arguments.space or ("narrow" if name == "resnet20" else "wide")
-        records = Records(source.cache / f"accuracy-{name}.jsonl")
+        measured_by = f"{Path(space).stem}-{arguments.chip}-{recipe.steps}-{recipe.lr:g}"
+        records = Records(source.cache / f"accuracy-{name}-{measured_by}.jsonl")
         study = Study(Lab(source, name, arguments.chip, space, recipe))
         for compression in arguments.compressions:
             measure(

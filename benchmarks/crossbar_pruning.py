@@ -10,17 +10,18 @@ order in place of their optimisation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from epim_nas.epitome.design import Design
+from epim_nas.epitome.quantization import CrossbarBlock
 from epim_nas.epitome.statistics import batch_norm_importance
 from epim_nas.hardware.chip import Chip
-from epim_nas.hardware.mapping import crossbar_granularity
+from epim_nas.hardware.mapping import crossbar_granularity, map_layer
 from epim_nas.network.spec import Network
 
 
@@ -30,11 +31,11 @@ class KeptCrossbars:
 
     Attributes:
         masks: layer -> (O, I, 1, 1), 1 where a weight is kept.
-        pruned: crossbars that are saved.
+        saved: crossbars that are pruned.
     """
 
     masks: Mapping[str, Tensor]
-    pruned: int
+    saved: int
 
 
 def strongest_crossbars(
@@ -50,36 +51,71 @@ def strongest_crossbars(
         save: crossbars to save.
 
     Returns:
-        None where a layer would have none left.
+        None where a layer would have none left. Where a place on the grid stands for several
+        crossbars (the slices of `sliced` packing), more may be saved than asked for.
     """
     importance = batch_norm_importance(model)
-    layers = network.weighted[1:-1]
-    places: list[tuple[float, str, Tensor, Tensor]] = []
+    places: list[_Place] = []
     masks = {}
-    for layer in layers:
+    for layer in network.weighted[1:-1]:
         choice = design[layer.name]
         weight = model.get_submodule(layer.name).weight.detach()
-        block = crossbar_granularity(choice.plan(layer), choice.weight_bits, chip)
-        energy = (weight.square() * importance.get(layer.name, torch.ones(()))).sum((2, 3))
-        outputs = torch.arange(len(weight))
-        group_of = outputs * block.columns_per_output // block.columns
         masks[layer.name] = torch.ones(*weight.shape[:2], 1, 1)
-        mine = []
-        for group in group_of.unique():
-            members = outputs[group_of == group]
-            strength = energy[members].sum(0)
-            order = strength.argsort(descending=True, stable=True)
-            for channels in order.split(block.in_channels):
-                part = float(strength[channels].sum() / energy.sum())
-                mine.append((part, layer.name, members, channels))
-        mine.sort(key=lambda place: place[0])
+        energy = (weight.square() * importance.get(layer.name, torch.ones(()))).sum((2, 3))
+        block = crossbar_granularity(choice.plan(layer), choice.weight_bits, chip)
+        mine = list(_places(layer.name, energy, block))
+        crossbars = map_layer(layer, choice, chip).crossbars
+        assert crossbars % len(mine) == 0, "the grid is not that of the mapping"
+        mine = [replace(place, crossbars=crossbars // len(mine)) for place in mine]
+        mine.sort(key=lambda place: place.strength)
         places += mine[:-1]  # a layer keeps one
-    if save > len(places):
-        return None
-    places.sort(key=lambda place: place[0])
-    for _, name, members, channels in places[:save]:
-        masks[name][members[:, None], channels] = 0
-    return KeptCrossbars(masks, save)
+    saved = 0
+    for place in sorted(places, key=lambda place: place.strength):
+        if saved >= save:
+            break
+        masks[place.layer][place.outputs[:, None], place.inputs] = 0
+        saved += place.crossbars
+    return KeptCrossbars(masks, saved) if saved >= save else None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place on a layer's grid of crossbars: some inputs of the outputs that share its columns.
+
+    Attributes:
+        layer: name of the layer.
+        strength: squares of its weights over those of the layer.
+        outputs: the output channels with a column in it.
+        inputs: the input channels on its rows.
+        crossbars: how many it stands for.
+    """
+
+    layer: str
+    strength: float
+    outputs: Tensor
+    inputs: Tensor
+    crossbars: int = 1
+
+
+def _places(layer: str, energy: Tensor, block: CrossbarBlock) -> Iterator[_Place]:
+    """The places of a layer; of each column group the strongest input channels together.
+
+    Args:
+        layer: name of the layer.
+        energy: (O, I) squares of the weights.
+        block: what a crossbar holds.
+    """
+    outputs = torch.arange(len(energy))
+    width = block.columns_per_output
+    # The columns of an output may lie on two crossbars. It is pruned with either.
+    first, last = outputs * width // block.columns, ((outputs + 1) * width - 1) // block.columns
+    for group in range(int(last[-1]) + 1):
+        members = outputs[(first <= group) & (group <= last)]
+        strength = energy[members].sum(0)
+        order = strength.argsort(descending=True, stable=True)
+        for inputs in order.split(block.in_channels):
+            part = float(strength[inputs].sum() / energy.sum())
+            yield _Place(layer, part, members, inputs)
 
 
 class _Masked(nn.Module):

@@ -96,9 +96,7 @@ class Lab:
         self.space = self.setup.build_space()
         self.costs = self.setup.cost.table(self.space.layer_choices)
         self.recipe = recipe
-        named = space["name"] if isinstance(space, Mapping) else Path(space).stem
-        known_by = f"-{digest(changes)[:8]}" if changes else ""
-        self.folder = RunFolder(source.cache / f"{name}-{chip}-{named}{known_by}")
+        self.folder = RunFolder(source.cache / f"{name}-{chip}-{known_by(space, changes)}")
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.calibration = score_settings(self.setup).calibration_batches(data)
         self.validation = list(data.batches("validation", 500))
@@ -202,6 +200,16 @@ class Records:
         self.rows.append(row)
         with self._file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+
+
+def known_by(
+    space: str | Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]] | None
+) -> str:
+    """A name of a search space and of what a run file changes; no two have the same."""
+    if isinstance(space, str) and not changes:
+        return Path(space).stem
+    named = Path(space).stem if isinstance(space, str) else space["name"]
+    return f"{named}-{digest([space, changes or {}])[:8]}"
 
 
 def mean_and_spread(values: Iterable[float]) -> str:

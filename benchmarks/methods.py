@@ -239,9 +239,10 @@ class Study:
             save = max(0, crossbars_of(setup, design) - budget)
             kept = strongest_crossbars(setup.model, setup.network, design, setup.chip, save)
             if kept is not None:
-                text = f"{save} crossbars pruned, {width} bits"
+                text = f"{kept.saved} crossbars pruned, {width} bits"
                 start = partial(self._without, setup, design, kept)
-                found.append(Candidate(text, crossbars_of(setup, design) - save, start))
+                left = crossbars_of(setup, design) - kept.saved
+                found.append(Candidate(text, left, start))
         return found
 
     def _without(self, setup: Setup, design: Design, kept: KeptCrossbars) -> nn.Module:

@@ -30,7 +30,7 @@ class Source:
         images: folder with train/ and test/, or one of the package's data sets by name.
         weights: weights of a ResNet-20 for them, fine-tuned on them before anything is measured.
             The shipped ones for the data sets that they were trained for.
-        cache: folder that keeps trained networks.
+        cache: folder that keeps trained networks and results; one for each set of images.
     """
 
     images: str
@@ -49,7 +49,8 @@ class Source:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Source:
         """The source that the options name."""
-        return cls(arguments.images, arguments.weights, arguments.cache)
+        cache = arguments.cache / Path(arguments.images).name
+        return cls(arguments.images, arguments.weights, cache)
 
     @property
     def config(self) -> DataConfig:

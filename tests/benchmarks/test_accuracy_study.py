@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from epim_nas import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.trace import trace
 from epim_nas.supernet.training import TrainConfig, train
@@ -85,7 +86,12 @@ def lab(study: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
     from subjects import SHIPPED, Source
 
     source = Source(SHIPPED, None, tmp_path_factory.mktemp("lab"))
-    return study.Lab(source, "resnet20", "xbar_64", "narrow", TrainConfig(1, 128))
+    quick = {
+        "sensitivity": {"images": 32, "batch_size": 16},
+        "projection": {"align": False, "outputs": 0},
+        "search": {"calibration_images": 100, "batch_size": 100},
+    }
+    return study.Lab(source, "resnet20", "xbar_64", "narrow", TrainConfig(1, 128), changes=quick)
 
 
 def test_every_proposal_keeps_the_budget(study: ModuleType, lab: object) -> None:
@@ -103,25 +109,39 @@ def test_every_proposal_keeps_the_budget(study: ModuleType, lab: object) -> None
         methods.propose("uniform", 20, 0)
 
 
-def test_pruned_crossbars_are_whole_and_stay_empty(study: ModuleType, lab: object) -> None:
+@pytest.mark.parametrize("number", range(4))
+def test_pruned_crossbars_are_whole_and_stay_empty(
+    study: ModuleType, lab: object, number: int
+) -> None:
     """Counted cell by cell: a crossbar of 64 rows holds 7 channels of a 3x3 kernel."""
-    setup, budget = lab.setup, 77
-    three_bits = study.Study(lab).propose("crossbars", budget, 0)[1]
-    assert "3 bits" in three_bits.text
-    model = three_bits.network()
+    setup, budget, bits = lab.setup, 77, number + 2
+    candidate = study.Study(lab).propose("crossbars", budget, 0)[number]
+    assert f"{bits} bits" in candidate.text
+    model = candidate.network()
     train(model, setup.data, TrainConfig(2, 32, lr=0.1), device="cpu")
     crossbars = 0
     for layer in setup.network.weighted:
         weight = model.get_submodule(layer.name).quantized_epitome.detach()
         first_or_last = layer.name in ("conv1", "linear")
-        slices = 8 if first_or_last else 2  # 9 bits and 3 bits, the sign in the pair
-        for outputs in weight.split(64 // slices):
-            used = int(outputs.flatten(2).abs().amax((0, 2)).count_nonzero())
-            held = 64 // (layer.kernel[0] * layer.kernel[1])
-            crossbars += -(-used // held)
-    assert crossbars <= three_bits.crossbars == budget
-    dense = study.crossbars_of(setup, study.Study(lab)._dense_design(3))
-    assert crossbars < 0.6 * dense
+        slices = 8 if first_or_last else bits - 1  # the sign is in the pair
+        columns = weight.flatten(2).abs().amax(2).repeat_interleave(slices, 0)
+        held = 64 // (layer.kernel[0] * layer.kernel[1])
+        for group in columns.split(64):
+            crossbars += -(-int(group.amax(0).count_nonzero()) // held)
+    assert crossbars <= candidate.crossbars == budget
+    dense = study.crossbars_of(setup, study.Study(lab)._dense_design(bits))
+    assert crossbars < 0.8 * dense
+
+
+def test_sliced_crossbars_are_saved_by_whole_places(study: ModuleType, lab: object) -> None:
+    from crossbar_pruning import strongest_crossbars
+
+    chip = load_chip("xbar_64", ["mapping.packing=sliced"])
+    network, design = lab.setup.network, study.Study(lab)._dense_design(3)  # 2 slices
+    kept = strongest_crossbars(lab.setup.model, network, design, chip, 5)
+    assert kept is not None
+    assert kept.saved == 6
+    assert sum(int(not mask.all()) for mask in kept.masks.values()) <= 3
 
 
 def test_crossbars_without_weights_are_pruned_first(study: ModuleType, lab: object) -> None:
@@ -140,6 +160,33 @@ def test_crossbars_without_weights_are_pruned_first(study: ModuleType, lab: obje
             expected[:32, dead] = 0
         torch.testing.assert_close(mask, expected)
     assert strongest_crossbars(model, lab.setup.network, design, lab.setup.chip, 999) is None
+
+
+def test_no_two_variants_share_a_folder(study: ModuleType) -> None:
+    from ablation import VARIANTS, space_of
+    from lab import known_by
+
+    searches = {
+        name: known_by(space_of("narrow", variant), variant.run)
+        for name, variant in VARIANTS.items()
+        if variant.run or variant.epitome or variant.space or name == "searched"
+    }
+    assert searches["searched"] == "narrow"
+    assert len(set(searches.values())) == len(searches)
+
+
+@pytest.mark.parametrize("method", ["exact", "unseeded", "refitted"])
+def test_what_a_search_does_without_its_parts(
+    study: ModuleType, lab: object, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "TRIALS", 12)
+    monkeypatch.setattr(study, "REFITS", 2)
+    methods = study.Study(lab)
+    found = methods.propose(method, 77, 0)
+    assert all(candidate.crossbars <= 77 for candidate in found)
+    assert len(found) == (1 if method == "exact" else study.CANDIDATES)
+    assert len({candidate.design.key for candidate in found}) == len(found)
+    assert len(methods._scores) == (0 if method == "exact" else 12)
 
 
 def test_what_was_measured_is_not_measured_again(study: ModuleType, tmp_path: Path) -> None:
