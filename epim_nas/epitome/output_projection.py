@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -48,13 +47,8 @@ def project_outputs(
         (Oe, Ie, He, We).
 
     Raises:
-        InputError: a covariance or an importance of another size.
+        InputError: a weight, a covariance or an importance of another size.
     """
-    size = plan.conv_shape[1] * plan.conv_shape[2] * plan.conv_shape[3]
-    if tuple(covariance.shape) != (plan.groups, size, size):
-        raise InputError(
-            "covariance", f"got {tuple(covariance.shape)}", f"{(plan.groups, size, size)}"
-        )
     projection = OutputProjection(weight, covariance, damping)
     return projection.epitome(plan, importance=importance, steps=steps, tolerance=tolerance)
 
@@ -62,13 +56,25 @@ def project_outputs(
 class OutputProjection:
     """:func:`project_outputs` of one weight under many plans.
 
+    On a GPU the last bits differ between runs, since `index_add_` adds in any order there, except
+    under `torch.use_deterministic_algorithms`. (An order of its own made this three times slower
+    on a CPU, where the order is always the same.)
+
     Args:
         weight: (O, I/groups, Kh, Kw).
         covariance: (groups, n, n) of the layer's inputs.
         damping: as a fraction of the mean variance.
+
+    Raises:
+        InputError: a covariance of another size.
     """
 
     def __init__(self, weight: Tensor, covariance: Tensor, damping: float = 0.01) -> None:
+        outputs, size, shape = len(weight), weight[0].numel(), tuple(covariance.shape)
+        if shape[1:] != (size, size) or not shape[0] or outputs % shape[0]:
+            raise InputError(
+                "covariance", f"got {shape}", f"(groups, {size}, {size}) of {outputs} outputs"
+            )
         self.weight = weight.detach()
         sigma = covariance.to(self.weight)
         level = sigma.diagonal(dim1=1, dim2=2).mean()
@@ -87,8 +93,15 @@ class OutputProjection:
         """(Oe, Ie, He, We) of a plan; the arguments are those of :func:`project_outputs`.
 
         Raises:
-            InputError: an importance of another size.
+            InputError: a plan for another weight, or an importance of another size.
         """
+        if plan.conv_shape != tuple(self.weight.shape) or plan.groups != len(self.sigma):
+            raise InputError(
+                "plan",
+                f"is for {plan.conv_shape} in {plan.groups} groups",
+                f"the weight's {tuple(self.weight.shape)} in the {len(self.sigma)} groups of the "
+                "covariance",
+            )
         if importance is not None and tuple(importance.shape) != (plan.conv_shape[0], 1, 1, 1):
             raise InputError(
                 "importance",
@@ -153,8 +166,7 @@ class OutputProjection:
         """
         outputs, period = plan.conv_shape[0], plan.patch[0]
         full, rest = divmod(outputs, period)
-        # Of a copy: an index as large as the weight would be kept with the plan.
-        index = replace(plan).weight_index.reshape(outputs, -1)
+        index = plan.find_weight_index().reshape(outputs, -1)
         order = plan.out_order or range(outputs)
         places = [index[order[s * period]].tobytes() for s in range(full + (rest > 0))]
         channel = plan.shape.size // plan.shape.out_channels

@@ -291,6 +291,10 @@ class SamplingPlan:
     @cached_property
     def weight_index(self) -> IntArray:
         """(O, I/groups, Kh, Kw) flat positions in the epitome of every element of the weight."""
+        return self.find_weight_index()
+
+    def find_weight_index(self) -> IntArray:
+        """:attr:`weight_index`, not kept with the plan: it takes 8 bytes for every weight."""
         _, epitome_in, height, width = self.shape.as_tuple
         _, _, kernel_h, kernel_w = self.conv_shape
         index = np.empty(self.conv_shape, dtype=np.int64)

@@ -183,6 +183,7 @@ def test_output_projection_is_the_least_squares_solution(
     assert np.square(got).sum() == pytest.approx(np.square(difference).sum(), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize(
     ("epitome", "options"),
@@ -196,21 +197,26 @@ def test_output_projection_is_the_least_squares_solution(
     ],
 )
 def test_the_reduced_operator_is_the_whole_one(
-    epitome: tuple, options: dict, ordered: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    epitome: tuple, options: dict, ordered: bool, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     plan = SamplingPlan.build((20, 12, 3, 3), EpitomeShape(*epitome), **options)
     rng = np.random.default_rng(4)
     if ordered:
         slabs = 1 if options else plan.out_slabs
         orders = [rng.permutation(12).tolist() for _ in range(slabs)]
         plan = plan.reordered(rng.permutation(20).tolist(), orders)
-    weight = torch.tensor(rng.normal(size=(20, 12, 3, 3)))
+    weight = torch.tensor(rng.normal(size=(20, 12, 3, 3)), dtype=dtype)
     covariance = random_covariance(1, 108, 6)
+    # Rounding decides where float32 is on the way, not where it ends.
+    steps, tolerance = (20, 1e-8) if dtype == torch.float64 else (100, 1e-4)
     found = []
     for worthwhile in (0.0, np.inf):
         monkeypatch.setattr(output_projection, "_WORTHWHILE", worthwhile)
-        found.append(project_outputs(weight, plan, covariance, steps=20))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+        found.append(project_outputs(weight, plan, covariance, steps=steps))
+    assert found[0].dtype == dtype
+    torch.testing.assert_close(*found, rtol=0, atol=tolerance)
+    assert "weight_index" not in vars(plan), "an index as large as the weight is not kept"
 
 
 def test_output_projection_with_a_white_input_is_the_projection() -> None:
@@ -218,8 +224,14 @@ def test_output_projection_with_a_white_input_is_the_projection() -> None:
     weight = torch.randn(8, 6, 3, 3, dtype=torch.double)
     covariance = 3 * torch.eye(54, dtype=torch.double)[None]
     torch.testing.assert_close(project_outputs(weight, plan, covariance), project(weight, plan))
-    with pytest.raises(InputError, match=r"covariance.*\(1, 54, 54\)"):
-        project_outputs(weight, plan, covariance[:, :50, :50])
+    for wrong in (covariance[:, :50, :50], covariance[0], covariance.repeat(3, 1, 1),
+                  covariance[:0]):  # fmt: skip
+        with pytest.raises(InputError, match=r"covariance.*\(groups, 54, 54\) of 8 outputs"):
+            output_projection.OutputProjection(weight, wrong)
+    with pytest.raises(InputError, match=r"plan.* in 1 groups.* in the 2 groups of the covariance"):
+        project_outputs(weight, plan, covariance.repeat(2, 1, 1))
+    with pytest.raises(InputError, match=r"plan.*\(8, 6, 3, 3\).*\(8, 3, 3, 3\)"):
+        project_outputs(weight[:, :3], plan, covariance[:, :27, :27])
     with pytest.raises(InputError, match=r"importance.*\(8, 1, 1, 1\)"):
         project_outputs(weight, plan, covariance, importance=torch.ones(8, 6, 3, 3))
 
