@@ -6,27 +6,31 @@ all designs, and no cost falls where one of them grows:
 
 - *bits of outputs*: words, transfers and sizes are products with them, rounded up. The least are
   those with every reader at its fewest input bits;
-- *sizes of buffers*: a larger SRAM takes more energy an access, in all of the tables. Instead of a
-  least value, every pair of sizes that can occur is a case, in which energy and area are sums;
+- *sizes of buffers*: a larger SRAM takes more energy an access with leakage, in all of the tables
+  (of some, writing without leakage takes less). Instead of a least value, every pair of SRAMs that
+  can occur is a case, in which the energy is a sum;
 - *hops*: times of transfers are products with them. See :mod:`~epim_nas.hardware.hop_floors`.
 
 Sums of such floors are therefore lower bounds of whole designs. With equal activation bits for all
-choices, energy and area have only the sizes to depend on, and are exact in their case.
+choices, the energy has only the sizes to depend on, and is exact in its case.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from epim_nas.errors import InputError
 from epim_nas.hardware.batch import BatchCostModel
 from epim_nas.hardware.buffers import BufferSizes, needed_sizes
 from epim_nas.hardware.evaluation import OPS, Evaluation, Layout
 from epim_nas.hardware.hop_floors import hop_floors
 from epim_nas.hardware.mapping_arrays import MappingArrays
+from epim_nas.hardware.sram import SIZES_KB
 from epim_nas.hardware.timing import DataBits, Hops
 from epim_nas.network.spec import Network
 
@@ -36,20 +40,19 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BufferCase:
-    """Costs of all choices on a chip whose buffers have certain sizes.
+    """Energies of all choices on a chip with certain SRAMs for its buffers.
 
     Attributes:
-        pe_input_kb: KB of the input buffer of every PE.
-        tile_output_kb: KB of the output buffer of every tile.
-        costs: ``energy_nj`` and ``area_um2`` -> layer -> (choices,); infinite for choices that need
-            larger buffers.
-        constants: the same metrics -> what the layers without choices add.
+        pe_input_kb: most KB that the input buffer of every PE can hold of a design.
+        tile_output_kb: likewise of the output buffer of every tile.
+        energy_nj: layer -> (choices,); infinite for choices that need larger buffers.
+        other_nj: what the layers without choices add.
     """
 
     pe_input_kb: float
     tile_output_kb: float
-    costs: Mapping[str, Mapping[str, FloatArray]]
-    constants: Mapping[str, float]
+    energy_nj: Mapping[str, FloatArray]
+    other_nj: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Floors:
     Attributes:
         tiles: layer with choices -> (choices,) tiles.
         other_tiles: tiles of all layers without choices.
-        exact: whether every design's energy and area equal those of its case.
+        exact: whether every design's energy equals that of its case.
     """
 
     def __init__(self, model: BatchCostModel) -> None:
@@ -112,42 +115,45 @@ class Floors:
         return self._equations.network
 
     def cases(self) -> list[BufferCase]:
-        """The costs for every pair of sizes that the buffers of a design can have.
+        """The energies for every pair of SRAMs that the buffers of a design can be.
 
         A design's sizes are the largest that its choices need, so that it is in the case of these:
-        allowed, and with its own costs there. In the cases of larger sizes it is allowed as well,
-        and costs no less. So the least cost of all designs is the least over the cases.
+        allowed, and with its own energy there. In the cases of larger SRAMs it is allowed as well,
+        and takes no less. So the least energy of all designs is the least over the cases. Pairs
+        that are not in the tables are left out: no design with them can be evaluated.
+
+        Raises:
+            InputError: no pair is in the tables, or the index table of some choice is not.
         """
-        weighted = self._equations.geometry.weighted
+        equations, there = self._equations, self._there
+        weighted, buffer = equations.geometry.weighted, equations.chip.buffer
         bits = DataBits(self._bits, self._output_bits[:, weighted.index])
         needed = needed_sizes(OPS, weighted, self._mapping, bits)
-        pairs = [_possible(sizes, self._there) for sizes in needed]
         layout = Layout(self._no_hops(), self._output_bits, BufferSizes(*needed))
-        times = self._equations.times(self._mapping, self._bits, layout)
-        cases = []
-        for inputs in pairs[0]:
-            for outputs in pairs[1]:
-                fits = self._there & (needed[0] <= inputs) & (needed[1] <= outputs)
-                shape = (len(fits), 1)
-                memories = self._equations.memories(
-                    BufferSizes(np.full(shape, inputs), np.full(shape, outputs))
-                )
-                every = {
-                    "energy_nj": self._equations.consumption(
-                        self._mapping, times, memories
-                    ).energy_nj["total"],
-                    "area_um2": self._equations.area(self._mapping, memories)["total"],
-                }
-                costs, constants = {}, {}
-                for metric, values in every.items():
-                    own = np.where(fits, values[:, weighted.index], np.inf)
-                    costs[metric] = {
-                        name: own[: self._counts[number], number]
-                        for number, name in enumerate(self._names)
-                    }
-                    others = np.delete(values[0], weighted.index)
-                    constants[metric] = float(others.sum())
-                cases.append(BufferCase(float(inputs), float(outputs), costs, constants))
+        times = equations.times(self._mapping, self._bits, layout)
+        inputs = _arrays(needed.pe_input_kb, buffer.pe_input_kb)
+        outputs = _arrays(needed.tile_output_kb, buffer.tile_output_kb)
+        cases, refused = [], None
+        for pair in itertools.product(np.unique(inputs[there]), np.unique(outputs[there])):
+            fits = there & (inputs <= pair[0]) & (outputs <= pair[1])
+            largest = ((fits & (inputs == pair[0])).any(), (fits & (outputs == pair[1])).any())
+            if not (fits.any(0).all() and all(largest)):
+                continue  # no design has it
+            most = [float(kb[fits].max()) for kb in needed]
+            try:
+                memories = equations.memories(BufferSizes(*(np.array([[kb]]) for kb in most)))
+            except InputError as error:
+                refused = error
+                continue
+            energy = equations.consumption(self._mapping, times, memories).energy_nj["total"]
+            own = np.where(fits, energy[:, weighted.index], np.inf)
+            by_layer = {
+                name: own[: self._counts[number], number] for number, name in enumerate(self._names)
+            }
+            others = float(np.delete(energy[0], weighted.index).sum())
+            cases.append(BufferCase(most[0], most[1], by_layer, others))
+        if refused is not None and not cases:
+            raise refused
         return cases
 
     def steps(self, most_tiles: int) -> StepFloors:
@@ -180,9 +186,9 @@ class Floors:
         return Hops(np.zeros(shape), np.zeros(shape))
 
 
-def _possible(sizes: FloatArray, there: npt.NDArray[np.bool_]) -> FloatArray:
-    """The sizes that a design's buffers can have: no less than every layer's least."""
-    least = np.where(there, sizes, np.inf).min(0).max()
-    every = np.unique(sizes[there])
-    possible: FloatArray = every[every >= least]
-    return possible
+def _arrays(sizes_kb: FloatArray, given_kb: float) -> IntArray:
+    """Which SRAM holds each of the sizes, by rising size; a chip may give one for all."""
+    if given_kb:
+        return np.zeros(sizes_kb.shape, dtype=np.int64)
+    bins: IntArray = np.where(sizes_kb > 0, np.searchsorted(SIZES_KB, sizes_kb), -1)
+    return bins

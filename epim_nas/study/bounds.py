@@ -78,6 +78,9 @@ class Bounds:
 
     Raises:
         Infeasible: no design has so few crossbars.
+
+    Energy and product raise :class:`~epim_nas.errors.InputError` or :class:`~.exact.Unreachable`
+    where the SRAM tables have the buffers of no design.
     """
 
     def __init__(
@@ -152,14 +155,17 @@ class Bounds:
     @cached_property
     def _cases(self) -> list[_Case]:
         """The sizes of buffers with which there is a design, those of the least bound first."""
-        return sorted(self._solved(), key=lambda case: case.value)
+        cases = sorted(self._solved(), key=lambda case: case.value)
+        if not cases:
+            raise Unreachable("the buffers of no design within the budget are in the tables")
+        return cases
 
     def _solved(self) -> Iterator[_Case]:
         for case in self._floors.cases():
-            scores = self._space.group_sums(case.costs["energy_nj"])
+            scores = self._space.group_sums(case.energy_nj)
             least = self._least(scores)
             if least is not None:
-                yield _Case(scores, case.constants["energy_nj"], least)
+                yield _Case(scores, case.other_nj, least)
 
     def _least(self, scores: list[FloatArray]) -> Exact | None:
         """The row of least sum within the budget; None where no row has a finite one."""
