@@ -2,8 +2,8 @@
 
 Every run file in `benchmarks/generality` names a network that the package was not made for. Each
 goes through the installed `epim-nas` command in processes of their own, as a user would type it,
-and at the end a few images through the crossbar simulator. What is done is not done again;
-`--report` prints what is stored.
+and at the end a few images through the crossbar simulator. What is done is not done again, unless
+the run file was edited since; `--report` prints what is stored.
 
     OMP_NUM_THREADS=1 python benchmarks/generality.py [--only odd vgg16] [--out runs/generality]
     python benchmarks/generality.py --report
@@ -19,7 +19,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from rich.table import Table
 
 from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, apply_design, trace
 from epim_nas.epitome.design import Design
+from epim_nas.files import digest, file_digest, write_json
 from epim_nas.hardware import load_chip, map_layer
 from epim_nas.models.registry import build_model
 from epim_nas.network.yaml_io import load_network
@@ -72,7 +72,7 @@ TRACED = (
 
 @dataclass(frozen=True)
 class Study:
-    """One network: its run folder, its export, and what each command took.
+    """One network: its run folder, its export, and what each command printed.
 
     Attributes:
         name: name of the run file.
@@ -94,16 +94,37 @@ class Study:
 
     @property
     def record(self) -> Path:
-        """File of what is done: command -> seconds and what it printed."""
+        """File of what is done: the digest of the run file, and what each command printed."""
         return self.out / f"{self.name}.json"
 
-    def done(self) -> dict[str, Any]:
-        """The content of :attr:`record`."""
-        found: dict[str, Any] = json.loads(self.record.read_text()) if self.record.exists() else {}
-        return found
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the run file, with the module of its name."""
+        files = RUNS / f"{self.name}.yaml", RUNS / f"{self.name}.py"
+        return digest([file_digest(file) for file in files if file.exists()])
+
+    def done(self) -> dict[str, str]:
+        """Command -> what it printed; of the run file as it is."""
+        found = self._recorded()
+        return dict(found["printed"]) if found["run"] == self.identity else {}
+
+    def _recorded(self) -> dict[str, Any]:
+        """The content of :attr:`record`, of no run file where there is none or it is damaged."""
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+            return {"run": str(found["run"]), "printed": dict(found["printed"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"run": None, "printed": {}}
 
     def run(self) -> None:
         """Type the three commands and a simulation, each once."""
+        recorded = self._recorded()
+        if recorded["run"] not in (None, self.identity):
+            print(f"{self.name}.yaml was edited: measured again", flush=True)
+            shutil.rmtree(self.folder.path, ignore_errors=True)
+        if recorded["run"] != self.identity:
+            # Before the search: if it is interrupted, this says of what the folder is.
+            write_json(self.record, {"run": self.identity, "printed": {}})
         if "export" not in self.done():
             shutil.rmtree(self.export, ignore_errors=True)  # of a call that was cut off
         commands = {
@@ -119,7 +140,8 @@ class Study:
         for step, command in commands.items():
             done = self.done()
             if step not in done:
-                self.record.write_text(json.dumps({**done, step: _run(*command)}, indent=1))
+                printed = {**done, step: _run(*command)}
+                write_json(self.record, {"run": self.identity, "printed": printed})
 
     @cached_property
     def result(self) -> RunResult:
@@ -151,19 +173,18 @@ class Study:
         return next(found for found in self.result.finalists if found.number == number)
 
 
-def _run(*command: object) -> dict[str, Any]:
-    """A command of ``epim-nas`` in a process of its own; its messages go to the terminal."""
+def _run(*command: object) -> str:
+    """What a command of ``epim-nas`` prints; its messages go to the terminal."""
     program = Path(sys.executable).with_name("epim-nas")
     typed = [str(part) for part in command]
     print("$ epim-nas", *typed, flush=True)
-    start = time.monotonic()
     # In the folder of the run files: `odd.py` is imported from there.
     done = subprocess.run(
         [program, *typed], cwd=RUNS, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"epim-nas {typed[0]} ended with {done.returncode}")
-    return {"seconds": time.monotonic() - start, "output": done.stdout}
+    return done.stdout
 
 
 def kinds(layers: tuple[LayerSpec, ...]) -> str:
@@ -187,22 +208,17 @@ def report(studies: list[Study], picture: Path) -> None:
     console = Console(width=240)
     table = Table(
         "network", "images", "layers with weights", "chip", "space", "designs",
-        "dense crossbars (without zeros)", "float top-1", "search (min)",
-        "export and verify (min)", "verified", box=box.MARKDOWN,
+        "dense crossbars (without zeros)", "float top-1", "verified", box=box.MARKDOWN,
     )  # fmt: skip
     for study in studies:
-        done, result = study.done(), study.result
-        checks = json.loads(done["verify"]["output"])["checks"]
+        result = study.result
+        checks = json.loads(study.done()["verify"])["checks"]
         table.add_row(
             study.name, "x".join(map(str, study.network.input_shape)),
             f"{len(study.network.weighted)}: {kinds(study.network.weighted)}",
             result.config["hardware"]["chip"], study.space.name, f"10^{study.space.log10_size:.0f}",
             f"{result.baseline.totals['crossbars']:.0f} ({study.without_zeros})",
-            f"{100 * result.baseline.test_accuracy:.1f} %",
-            # The stages of a search, of all calls if it was interrupted.
-            f"{sum(result.seconds.values()) / 60:.1f}",
-            f"{(done['export']['seconds'] + done['verify']['seconds']) / 60:.1f}",
-            f"{len(checks)} parts",
+            f"{100 * result.baseline.test_accuracy:.1f} %", f"{len(checks)} parts",
         )  # fmt: skip
     console.print(table)
     table = Table(
@@ -218,7 +234,7 @@ def report(studies: list[Study], picture: Path) -> None:
         box=box.MARKDOWN,
     )  # fmt: skip
     for study in studies:
-        found = json.loads(study.done()["simulate"]["output"])
+        found = json.loads(study.done()["simulate"])
         six, nine = found["rows"]
         accuracies = found["torch_accuracy"], nine["accuracy"], six["accuracy"]
         table.add_row(

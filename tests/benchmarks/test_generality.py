@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -98,6 +99,63 @@ def test_a_design_of_dense_layers_is_the_network(odd: ModuleType, network: Netwo
         for layer in network.weighted
     }
     torch.testing.assert_close(apply_design(model, Design("odd", stored))(images), model(images))
+
+
+@pytest.fixture
+def generality(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script, on a folder with one run file, and commands that only print their names."""
+    spec = importlib.util.spec_from_file_location("generality", RUNS.with_suffix(".py"))
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "generality", module)  # for its dataclass
+    spec.loader.exec_module(module)
+    module.typed = []
+
+    def typed(step: str, *_: object) -> str:
+        module.typed.append(step)
+        if step == "evaluate" and module.fails:
+            raise SystemExit("ended with 1")
+        return f"{step} printed"
+
+    module.fails = False
+    monkeypatch.setattr(module, "_run", typed)
+    monkeypatch.setattr(module, "RUNS", tmp_path)
+    (tmp_path / "one.yaml").write_text("first")
+    return module
+
+
+def test_what_is_done_is_not_done_again_until_the_run_file_is_edited(
+    generality: ModuleType, tmp_path: Path
+) -> None:
+    all_of_them = ["search", "export", "verify", "evaluate"]
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def call() -> list[str]:
+        generality.typed.clear()
+        generality.Study("one", out).run()
+        return list(generality.typed)
+
+    generality.fails = True
+    with pytest.raises(SystemExit):
+        call()
+    generality.fails = False
+    assert call() == ["evaluate"], "goes on where it ended"
+    assert generality.Study("one", out).done()["verify"] == "verify printed"
+    assert call() == []
+    folder = generality.Study("one", out).folder.path
+    folder.mkdir()
+    (tmp_path / "one.yaml").write_text("second")
+    assert generality.Study("one", out).done() == {}
+    assert call() == all_of_them
+    assert not folder.exists(), "another run's"
+    (tmp_path / "one.py").write_text("the network")
+    assert call() == all_of_them
+    folder.mkdir()
+    for damaged in ("", "{", "[]", '{"search": {"seconds": 1}}', '{"run": "x"}'):
+        (out / "one.json").write_text(damaged)
+        assert call() == all_of_them
+        assert call() == []
+    assert folder.exists(), "may be of the same run: the search looks"
 
 
 def test_search_export_verify(tmp_path: Path) -> None:
