@@ -94,7 +94,7 @@ class Subject:
         self.setup = Setup(config, None, model, traced, loaded, CostModel(traced, loaded))  # type: ignore[arg-type]
         self.space = self.setup.build_space()
         self.costs = Costs.of(self.setup, self.space)
-        self._standins: dict[int, Callable[[], Sequence[StandIn]]] = {}
+        self._standins: dict[tuple[object, ...], Callable[[], Sequence[StandIn]]] = {}
 
     def problem(
         self, crossbars: int, objectives: Sequence[str], seed: int, space: SearchSpace | None = None
@@ -111,8 +111,9 @@ class Subject:
         costs = self.costs if space is None else Costs.of(setup, space)
         problem = formulate(setup, space or self.space, costs)
         if problem.find_standins is not None and space is None:
-            # They depend on the budget alone: all seeds and objectives share them.
-            find = self._standins.setdefault(crossbars, cache(problem.find_standins))
+            # They depend on the budget and on what is to fall: all seeds share them.
+            key = (crossbars, problem.falling)
+            find = self._standins.setdefault(key, cache(problem.find_standins))
             problem = replace(problem, find_standins=find)
         importance = np.random.default_rng([seed, 50]).lognormal(0.0, 1.0, 200)
         table = {

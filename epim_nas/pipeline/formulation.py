@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.metrics import METRICS, Metric, metric_of, own_costs, own_metrics, parts_of
 from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.standins import ENERGY, LATENCY, find_standins
 from epim_nas.study.surrogate import fit_additive
 from epim_nas.supernet.sensitivity import Table
 
@@ -155,14 +156,24 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
         model=costs,
         times=_slowest(space, costs.table.by_layer("sequential_latency_ns")),
     )
-    if "crossbars" in limits and {"energy_nj", "latency_ns"} & {*parts}:
-        find = partial(_standins, space, costs, problem.crossbars, int(limits["crossbars"]))
+    # The stand-ins know nothing of what a user's function computes.
+    metrics = {
+        name for name in (ENERGY, LATENCY)
+        if name in problem.falling and METRICS[name].function is None
+    }  # fmt: skip
+    if "crossbars" in limits and metrics:
+        budget = int(limits["crossbars"])
+        find = partial(_standins, space, costs, problem.crossbars, budget, metrics)
         problem = replace(problem, find_standins=find)
     return _calibrated(problem, costs, setup.config.seed)
 
 
 def _standins(
-    space: SearchSpace, costs: Costs, crossbars: list[IntArray], budget: int
+    space: SearchSpace,
+    costs: Costs,
+    crossbars: list[IntArray],
+    budget: int,
+    metrics: Collection[str],
 ) -> list[StandIn]:
     """Additive costs near the least energy and latency that the crossbars allow.
 
@@ -172,7 +183,8 @@ def _standins(
         log.info("so many crossbars are no knapsack: no costs near the least energy and latency")
         return []
     try:
-        return Bounds(space, Floors(costs.model), crossbars, budget).standins(_BUFFER_CASES)
+        bounds = Bounds(space, Floors(costs.model), crossbars, budget)
+        return find_standins(bounds, metrics, _BUFFER_CASES)
     except EpimError as error:  # what keeps a run from going on is said elsewhere
         log.debug("no costs near the least energy and latency: %s", error)
         return []

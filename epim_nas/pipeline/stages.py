@@ -234,20 +234,22 @@ def seeds_of(setup: Setup, problem: SearchProblem) -> list[Row]:
     seeds = exact_seeds(problem, search.trials if alone else search.seeds)
     rows = [seed.row for seed in seeds]
     lost = [problem.total(problem.sensitivity, row) for row in rows]
-    proven = sum(seed.certificate.optimal for seed in seeds)
+    stand_in = sum(seed.stands_in for seed in seeds)
+    proven = sum(seed.certificate.optimal and not seed.stands_in for seed in seeds)
     log.info(
-        "%d exact seeds (%d proven optimal for their trade-off): sensitivity %.4g to %.4g, %d to "
-        "%d crossbars",
-        len(seeds), proven, min(lost), max(lost),
+        "%d exact seeds (%d proven optimal for their trade-off, %d by stand-ins of energy and "
+        "latency): sensitivity %.4g to %.4g, %d to %d crossbars",
+        len(seeds), proven, stand_in, min(lost), max(lost),
         min(map(problem.weight, rows)), max(map(problem.weight, rows)),
     )  # fmt: skip
     for number, seed in enumerate(seeds):
         log.debug(
-            "seed %d: sensitivity %.4g, %d crossbars; least weighted sum of %s%s: %s",
+            "seed %d: sensitivity %.4g, %d crossbars; least weighted sum of %s%s%s: %s",
             number,
             lost[number],
             problem.weight(seed.row),
             ", ".join(f"{weight:.3g} {name}" for name, weight in seed.weights.items()),
+            " by stand-ins" if seed.stands_in else "",
             f", no layer slower than {seed.cap:.4g} ns" if math.isfinite(seed.cap) else "",
             seed.certificate,
         )

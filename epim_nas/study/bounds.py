@@ -33,7 +33,6 @@ from epim_nas.hardware.floors import Floors
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
-from epim_nas.study.problem import StandIn
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +46,23 @@ _STEP = 1.005
 """Ratio of the times between which the product is bounded."""
 _STEPS = 1000
 """Most such times."""
-_SHARE = 0.05
-"""Share of a solution's longest path in the stand-in of the latency that follows it."""
 _TOLERANCE = 1e-6
 """What is taken off the programs' optima."""
 
 
+_Path = tuple[FloatArray, float]
+"""All choices' scores on a path through the output positions, and what other layers add (ns)."""
+
+
 @dataclass(frozen=True)
-class _Case:
-    """Energies (nJ) for given sizes of the buffers: per choice, of other layers, and the least."""
+class EnergyCase:
+    """Energies (nJ) for given SRAMs of the buffers.
+
+    Attributes:
+        scores: per group those of each choice; infinite for choices that need larger buffers.
+        constant: of the layers without choices.
+        least: the row of least sum.
+    """
 
     scores: list[FloatArray]
     constant: float
@@ -65,6 +72,15 @@ class _Case:
     def value(self) -> float:
         """No row has less energy."""
         return self.least.certificate.bound + self.constant
+
+
+@dataclass(frozen=True)
+class _LatencyBound:
+    """The bound (ns), all choices' scores of the mix of paths that proves it, and the paths."""
+
+    bound: float
+    mix: FloatArray
+    paths: tuple[_Path, ...]
 
 
 class Bounds:
@@ -97,7 +113,6 @@ class Bounds:
         # Whole numbers, but for rounding in the integer program.
         most_tiles = math.ceil(-most.certificate.bound) + floors.other_tiles
         self._steps = floors.steps(most_tiles)
-        self._paths: list[tuple[FloatArray, float]] = []
 
     @cached_property
     def energy_nj(self) -> Exact:
@@ -107,65 +122,58 @@ class Bounds:
         less than it. No design has less than the bound, which equals ``loss`` unless an integer
         program ran out of time.
         """
-        best = min(self._cases, key=lambda case: case.least.loss + case.constant)
+        best = min(self.cases, key=lambda case: case.least.loss + case.constant)
         loss, method = best.least.loss + best.constant, best.least.certificate.method
-        return Exact(best.least.row, loss, Certificate(loss, self._cases[0].value, method))
+        return Exact(best.least.row, loss, Certificate(loss, self.cases[0].value, method))
 
     @cached_property
     def latency_ns(self) -> float:
         """No design's pipelined latency is below this."""
-        return self._latency[0]
+        return self._latency.bound
 
     @cached_property
     def product(self) -> float:
         """No design's energy times latency (nJ ns) is below this."""
-        time, least, best = self.latency_ns, self._cases[0].value, np.inf
+        time, least, best = self.latency_ns, self.cases[0].value, np.inf
+        paths = list(self._latency.paths)
         # Designs that take longer than a time have at least its product with the least energy.
         for _ in range(_STEPS):
             if time * least >= best:
                 break
-            energy = self._least_within(time * _STEP)
+            energy = self._least_within(time * _STEP, paths)
             best = min(best, time * energy)
             time *= _STEP
         return min(best, time * least)
 
-    def standins(self, count: int) -> list[StandIn]:
-        """Additive scores that stand for energy and latency near their least values.
+    @cached_property
+    def path_mix(self) -> list[FloatArray]:
+        """Per group the choices' scores (ns) of the mix of paths that proves the latency's bound.
 
-        For given sizes of the buffers ``energy_nj`` is exact, and infinite for choices that need
-        larger ones. ``latency_ns`` is the mix of paths by which the latency's bound is proven (its
-        dual). Shares of choices have that latency, whole choices a longer path somewhere: after
-        each solution a little of its longest path joins the mix, so that the next one is short
-        there as well.
-
-        Args:
-            count: how many sizes of the buffers at most, those of least energy first.
+        No mix of paths is longer than a design's latency.
         """
-        return [self._standin(case, self._latency[1]) for case in self._cases[:count]]
+        return self._split(self._latency.mix)
 
-    def _standin(self, case: _Case, mix: FloatArray) -> StandIn:
-        def followed(row: Row) -> StandIn:
-            shares = np.zeros(self._ends[-1])
-            shares[np.r_[0, self._ends[:-1]] + np.array(row)] = 1.0
-            _, path, _ = self._longest_path(shares)
-            return self._standin(case, (1 - _SHARE) * mix + _SHARE * path)
-
-        return StandIn({"energy_nj": case.scores, "latency_ns": self._split(mix)}, followed)
+    def longest_path(self, row: Row) -> list[FloatArray]:
+        """Per group the choices' scores (ns) of a path that is the longest in one design."""
+        shares = np.zeros(self._ends[-1])
+        shares[np.r_[0, self._ends[:-1]] + np.array(row)] = 1.0
+        _, (path, _) = self._longest_path(shares)
+        return self._split(path)
 
     @cached_property
-    def _cases(self) -> list[_Case]:
+    def cases(self) -> list[EnergyCase]:
         """The sizes of buffers with which there is a design, those of the least bound first."""
         cases = sorted(self._solved(), key=lambda case: case.value)
         if not cases:
             raise Unreachable("the buffers of no design within the budget are in the tables")
         return cases
 
-    def _solved(self) -> Iterator[_Case]:
+    def _solved(self) -> Iterator[EnergyCase]:
         for case in self._floors.cases():
             scores = self._space.group_sums(case.energy_nj)
             least = self._least(scores)
             if least is not None:
-                yield _Case(scores, case.other_nj, least)
+                yield EnergyCase(scores, case.other_nj, least)
 
     def _least(self, scores: list[FloatArray]) -> Exact | None:
         """The row of least sum within the budget; None where no row has a finite one."""
@@ -184,23 +192,23 @@ class Bounds:
             return Exact(row, loss, Certificate(loss, least, "each group's best choice"))
 
     @cached_property
-    def _latency(self) -> tuple[float, FloatArray]:
-        """The bound, and all choices' scores of the mix of paths that proves it."""
+    def _latency(self) -> _LatencyBound:
         shares = np.zeros(self._ends[-1])
         starts = np.r_[0, self._ends[:-1]]
         shares[starts + [int(np.argmin(score)) for score in self._limit.scores]] = 1.0
         bound, mix = 0.0, np.ones(1)
+        paths: list[_Path] = []
         for _ in range(_PATHS):
-            longest = self._add_path(shares)
+            longest, (path, constant) = self._longest_path(shares)
+            paths.append((path, constant))
             # Every design takes at least the fastest choices along a path.
-            path, constant = self._paths[-1]
             bound = max(bound, constant + sum(float(own.min()) for own in self._split(path)))
             if longest <= (1 + _CONVERGED) * bound:
                 break
-            scale = self._paths[0][1] + float(self._paths[0][0].sum())
-            rows = [np.append(scores / scale, -1.0) for scores, _ in self._paths]
+            scale = paths[0][1] + float(paths[0][0].sum())
+            rows = [np.append(scores / scale, -1.0) for scores, _ in paths]
             found = self._program(
-                np.append(np.zeros(len(shares)), 1.0), rows, [-c / scale for _, c in self._paths]
+                np.append(np.zeros(len(shares)), 1.0), rows, [-c / scale for _, c in paths]
             )
             if found.status != 0:
                 log.debug("the bound of the latency stays where it is: %s", found.message)
@@ -208,22 +216,25 @@ class Bounds:
             bound, shares = max(bound, found.fun * scale), found.x[:-1]
             mix = -found.ineqlin.marginals[1:]
         scores = sum(
-            (weight * path for weight, (path, _) in zip(mix, self._paths, strict=False)),
+            (weight * path for weight, (path, _) in zip(mix, paths, strict=False)),
             np.zeros(len(shares)),
         )
-        return bound * (1 - _TOLERANCE), scores
+        return _LatencyBound(bound * (1 - _TOLERANCE), scores, tuple(paths))
 
-    def _least_within(self, time: float) -> float:
-        """No design of at most a latency (ns) has less energy (nJ); infinite if there is none."""
+    def _least_within(self, time: float, paths: list[_Path]) -> float:
+        """No design of at most a latency (ns) has less energy (nJ); infinite if there is none.
+
+        Any set of paths will do; those that are found here join it.
+        """
         best = np.inf
-        for case in self._cases:
+        for case in self.cases:
             if case.value >= best:
                 break  # the cases that follow have no less
-            best = min(best, self._cheapest(case, time))
+            best = min(best, self._cheapest(case, time, paths))
         return best
 
-    def _cheapest(self, case: _Case, time: float) -> float:
-        """The least energy in a case within a latency; with any set of paths it is a bound."""
+    def _cheapest(self, case: EnergyCase, time: float, paths: list[_Path]) -> float:
+        """The least energy in a case within a latency."""
         energies = np.concatenate(case.scores)
         allowed = np.isfinite(energies)
         scale = case.value or 1.0
@@ -231,8 +242,8 @@ class Bounds:
         for _ in range(_MORE_PATHS):
             found = self._program(
                 np.where(allowed, energies, 0.0) / scale,
-                [scores / time for scores, _ in self._paths],
-                [1 - constant / time for _, constant in self._paths],
+                [scores / time for scores, _ in paths],
+                [1 - constant / time for _, constant in paths],
                 allowed,
             )
             if found.status == 2:
@@ -241,7 +252,9 @@ class Bounds:
                 return value
             optimum = found.fun * scale + case.constant
             value = max(value, optimum * (1 - _TOLERANCE))
-            if self._add_path(found.x) <= (1 + _CONVERGED) * time:
+            longest, path = self._longest_path(found.x)
+            paths.append(path)
+            if longest <= (1 + _CONVERGED) * time:
                 break
         return value
 
@@ -276,14 +289,8 @@ class Bounds:
             method="highs",
         )
 
-    def _add_path(self, shares: FloatArray) -> float:
-        """Add the longest path at the mean steps of shares to the set; its length (ns)."""
-        length, scores, constant = self._longest_path(shares)
-        self._paths.append((scores, constant))
-        return length
-
-    def _longest_path(self, shares: FloatArray) -> tuple[float, FloatArray, float]:
-        """Its length (ns) at the mean steps of shares, all choices' scores, and the constant."""
+    def _longest_path(self, shares: FloatArray) -> tuple[float, _Path]:
+        """The longest path at the mean steps of shares, and its length (ns)."""
         steps = self._steps.fixed.copy()
         index = self._floors.network.index
         for group, share in zip(self._space.groups, self._split(shares), strict=True):
@@ -293,7 +300,7 @@ class Bounds:
         scores = self._space.group_sums({
             layer: counts[:, index[layer]] @ each for layer, each in self._steps.choices.items()
         })  # fmt: skip
-        return length, np.concatenate(scores), float((counts * self._steps.fixed).sum())
+        return length, (np.concatenate(scores), float((counts * self._steps.fixed).sum()))
 
     def _split(self, values: FloatArray) -> list[FloatArray]:
         """All choices' values by group."""

@@ -36,6 +36,8 @@ _ROUNDS = 30
 """Attempts to mend a row that keeps the additive limits and breaks a real one."""
 _REPAIRS = 6
 """Attempts to mend a given row with tightened limits."""
+ROOMIEST = "the roomiest design"
+"""Method of a certificate: the limits left the solver without an answer of its own."""
 _HALVINGS = 4
 """How often a limit that was tightened beyond reach is moved halfway back."""
 _REMEMBERED = 100_000
@@ -49,11 +51,11 @@ class StandIn:
     Attributes:
         costs: metric -> cost of each choice; infinite for choices of which it says nothing.
         followed: what to solve with after a row was its solution: costs that know more of what
-            made this row slow.
+            made this row slow. None where nothing is to be learned from a row.
     """
 
     costs: Mapping[str, list[FloatArray]]
-    followed: Callable[[Row], StandIn]
+    followed: Callable[[Row], StandIn] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,19 @@ class SearchProblem:
                     scores = [sign * np.asarray(s, dtype=float) for s in self.costs[part]]
                     found.setdefault(key, scores)
         return found
+
+    @cached_property
+    def falling(self) -> frozenset[str]:
+        """Metrics, among the objectives and their factors, of which only less is better.
+
+        Those alone have stand-ins: they are good near the least values.
+        """
+        less: set[str] = set()
+        more: set[str] = set()
+        for objective in self.objectives:
+            wanted = more if is_maximised(objective) else less
+            wanted.update(parts_of(metric_of(objective)))
+        return frozenset(less - more)
 
     @cached_property
     def additive_limits(self) -> dict[str, Limit]:
@@ -235,7 +250,7 @@ class SearchProblem:
             raise Unreachable("no row was found that keeps all limits and the cap")
         loss = self.total(losses, self.roomiest)
         bound = min(loss, bound)
-        return Exact(self.roomiest, loss, Certificate(loss, bound, "the roomiest design"))
+        return Exact(self.roomiest, loss, Certificate(loss, bound, ROOMIEST))
 
     @cached_property
     def roomiest(self) -> Row:

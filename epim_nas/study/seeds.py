@@ -1,4 +1,4 @@
-"""Provably optimal designs to start from: the exact front of the additive scores."""
+"""Designs to start from, each proven optimal for an additive score: the exact front of these."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from epim_nas.study.exact import Certificate, Exact, Unreachable, front, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
 from epim_nas.study.metrics import METRICS, is_maximised, metric_of
 from epim_nas.study.pareto import box_volume, non_dominated
-from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.problem import PIPELINED, ROOMIEST, SearchProblem, StandIn
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""
 _ROUNDS = 16
-"""Solutions by a stand-in of the latency with each weighted sum."""
+"""Solutions by a stand-in of the latency with each weighted sum, at most."""
+_FEW_ROUNDS = 4
+"""Likewise where each takes an integer program."""
 _STEPS = 24
 """Weights of a cost that are tried against the sensitivity, at most."""
 _BOX = 1.1
 """Reference point of the seeds' hypervolume, of objectives scaled to 0 (best) .. 1 (worst)."""
-_PIPELINES = ("latency_ns", "edp_nj_ns")
+_PIPELINES = (PIPELINED, "edp_nj_ns")
 """Metrics that the slowest layer decides."""
 
 
@@ -34,23 +36,29 @@ class Seed:
         row: the design.
         weights: ``sensitivity`` or an additive cost -> its weight in the sum that it minimises.
         cap: longest time (ns) that a layer may take in it.
-        certificate: how near to the least possible sum it is.
+        certificate: how near to the least possible sum it is. The sum is one of additive costs:
+            nothing is proven about the energy or the latency of whole designs.
+        stands_in: whether the sum is one of stand-ins (:class:`~.problem.StandIn`), which say
+            nothing of designs with larger buffers, rather than one of the problem's costs.
     """
 
     row: Row
     weights: Mapping[str, float]
     cap: float
     certificate: Certificate
+    stands_in: bool = False
 
 
 def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
-    """Provably optimal rows for a sweep over the trade-offs between the objectives.
+    """Exact solutions of a sweep over the trade-offs between the objectives.
 
     Each is the exact minimum of a weighted sum of sensitivity (which stands for accuracy) and the
     additive costs under the limits. The weights are swept over six decades, since losses grow
     exponentially where costs grow linearly. A pipeline's latency is that of its slowest layer
     rather than a sum (a bottleneck knapsack): where it is an objective, every sum is minimised
-    under several caps of the layers' times as well. Of the solutions that no other beats in
+    under several caps of the layers' times as well. Energy and latency near their least values,
+    which no sum over all designs has right, are minimised by stand-ins too (``stands_in``): these
+    seeds are exact for the stand-ins' sums alone. Of the solutions that no other beats in
     sensitivity and in the costs of whole designs, ``count`` are kept: the one of least sensitivity
     first, the best in each cost, and those that add most to the hypervolume.
 
@@ -92,7 +100,9 @@ def _solutions(problem: SearchProblem, count: int) -> list[Seed]:
             found[exact.row] = _seed(exact, {"sensitivity": 1.0})
     else:
         for seed in _sweep(problem, count):
-            found.setdefault(seed.row, seed)
+            known = found.get(seed.row)
+            if known is None or (known.stands_in and not seed.stands_in):
+                found[seed.row] = seed
     return list(found.values())
 
 
@@ -130,22 +140,23 @@ def _sweep(problem: SearchProblem, count: int) -> Iterator[Seed]:
 
 
 def _standins(problem: SearchProblem, weights: Mapping[str, float]) -> list[StandIn]:
-    """The stand-ins of what has a weight, each once."""
+    """The stand-ins of what has a weight and is to fall, each once."""
+    known = problem.falling & set(weights)
     found: list[StandIn] = []
-    if set(weights) <= {"sensitivity"}:
+    if not known:
         return found  # nothing that they stand for
     for standin in problem.standins:
-        if not any(_same(standin, other, weights) for other in found):
+        if not any(_same(standin, other, known) for other in found):
             found.append(standin)
-    return found
+    return found if problem.is_knapsack else found[:1]
 
 
-def _same(one: StandIn, other: StandIn, weights: Mapping[str, float]) -> bool:
-    """Whether two stand-ins agree in what has a weight."""
+def _same(one: StandIn, other: StandIn, names: Iterable[str]) -> bool:
+    """Whether two stand-ins agree in some costs."""
     return all(
         np.array_equal(a, b)
-        for name in one.costs
-        if name in weights
+        for name in names
+        if name in one.costs
         for a, b in zip(one.costs[name], other.costs[name], strict=True)
     )
 
@@ -154,14 +165,20 @@ def _followed(
     problem: SearchProblem, weights: Mapping[str, float], standin: StandIn
 ) -> Iterator[Seed]:
     """Solutions of a weighted sum by a stand-in that follows them."""
-    rounds = _ROUNDS if any(name in weights for name in _PIPELINES) else 1
-    for _ in range(rounds):
+    rounds = _ROUNDS if problem.is_knapsack else _FEW_ROUNDS
+    last = None
+    for number in range(1, rounds + 1):
+        costs = {name: c for name, c in standin.costs.items() if name in problem.falling}
         try:
-            exact = problem.solve(problem.scalarised(weights, standin.costs))
+            exact = problem.solve(problem.scalarised(weights, costs))
         except (Infeasible, Unreachable):
             return  # not with the choices that it knows
-        yield _seed(exact, weights)
-        standin = standin.followed(exact.row)
+        if exact.row == last or exact.certificate.method == ROOMIEST:
+            return  # nothing new is to be learned
+        yield Seed(exact.row, dict(weights), np.inf, exact.certificate, stands_in=True)
+        if number == rounds or standin.followed is None or PIPELINED not in weights:
+            return
+        standin, last = standin.followed(exact.row), exact.row
 
 
 def _caps(problem: SearchProblem, row: Row) -> Sequence[float]:

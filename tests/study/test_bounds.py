@@ -22,8 +22,9 @@ from epim_nas.study import exact
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import Infeasible
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.seeds import exact_seeds
+from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.seeds import _followed, _solutions, exact_seeds
+from epim_nas.study.standins import ENERGY, LATENCY, find_standins
 from tests.hardware.nets import chain, conv, residual
 
 
@@ -57,6 +58,9 @@ def choices_of(network: Network, activation_bits: tuple[int, ...]) -> dict[str, 
             choices += [Choice(weight_bits=9, activation_bits=activation_bits[-1])]
         found[layer.name] = tuple(choices)
     return found
+
+
+BOTH = (ENERGY, LATENCY)
 
 
 class Case:
@@ -166,7 +170,7 @@ def test_a_critical_path_is_the_latency_and_no_longer_than_any_other(case: Case)
 
 def test_standins_are_scores_of_every_choice(case: Case) -> None:
     bounds = case.bounds(int(np.median(case.totals["crossbars"])))
-    standins = bounds.standins(2)
+    standins = find_standins(bounds, BOTH, 2)
     assert 1 <= len(standins) <= 2
     for standin in standins:
         assert set(standin.costs) == {"energy_nj", "latency_ns"}
@@ -179,9 +183,10 @@ def test_standins_are_scores_of_every_choice(case: Case) -> None:
 
 
 def test_a_standin_that_follows_a_row_knows_more_of_its_latency(case: Case) -> None:
-    standin = case.bounds(int(np.median(case.totals["crossbars"]))).standins(1)[0]
+    standin = find_standins(case.bounds(int(np.median(case.totals["crossbars"]))), BOTH, 1)[0]
     for index in (0, len(case.rows) // 2, len(case.rows) - 1):
         row = tuple(case.rows[index].tolist())
+        assert standin.followed is not None
         later = standin.followed(row)
         before, after = (
             sum(scores[case.rows[:, g]] for g, scores in enumerate(s.costs["latency_ns"]))
@@ -204,7 +209,7 @@ def test_the_seeds_have_the_design_of_least_energy() -> None:
         limits={"crossbars": budget},
         objectives=("energy_nj",),
         model=case.model.totals,
-        find_standins=lambda: case.bounds(budget).standins(2),
+        find_standins=lambda: find_standins(case.bounds(budget), BOTH, 2),
     )
     least = case.totals["energy_nj"][case.totals["crossbars"] <= budget].min()
     rows = np.array([seed.row for seed in exact_seeds(problem, 4)])
@@ -236,21 +241,21 @@ def test_bounds_of_budgets_that_are_too_large_for_a_table(
             others = case.bounds(int(budget))
             assert others.energy_nj.loss == pytest.approx(bounds.energy_nj.loss, rel=1e-5)
             assert others.latency_ns == pytest.approx(bounds.latency_ns, rel=1e-5)
-            assert len(others.standins(2)) == len(bounds.standins(2))
+            assert len(find_standins(others, BOTH, 2)) == len(find_standins(bounds, BOTH, 2))
 
 
 def test_a_run_goes_on_where_there_are_no_standins(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["chain"]()
     budget = int(np.median(case.totals["crossbars"]))
     costs = SimpleNamespace(model=case.model)
-    assert _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
-    assert not _standins(case.space, costs, case.crossbars, 1)  # type: ignore[arg-type]
+    assert _standins(case.space, costs, case.crossbars, budget, BOTH)  # type: ignore[arg-type]
+    assert not _standins(case.space, costs, case.crossbars, 1, BOTH)  # type: ignore[arg-type]
     for error in (Unreachable("no time"), Infeasible(2, 1)):
-        monkeypatch.setattr(Bounds, "standins", Mock(side_effect=error))
-        assert not _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
+        monkeypatch.setattr(Bounds, "cases", property(Mock(side_effect=error)))
+        assert not _standins(case.space, costs, case.crossbars, budget, BOTH)  # type: ignore[arg-type]
     monkeypatch.undo()
     monkeypatch.setattr(exact, "_MOST_CELLS", 0)
-    assert not _standins(case.space, costs, case.crossbars, budget)  # type: ignore[arg-type]
+    assert not _standins(case.space, costs, case.crossbars, budget, BOTH)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("found", [Unreachable("no time"), None])
@@ -299,5 +304,86 @@ def test_bounds_hold_where_the_linear_program_fails(
     energy, latency = case.totals["energy_nj"][kept], case.totals["latency_ns"][kept]
     assert 0 < bounds.latency_ns <= latency.min()
     assert 0 < bounds.product <= (energy * latency).min()
-    mixed = bounds.standins(1)[0].costs["latency_ns"]
+    mixed = find_standins(bounds, BOTH, 1)[0].costs["latency_ns"]
     assert any(np.ptp(scores) > 0 for scores in mixed)
+
+
+def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["sums"]()
+    bounds = case.bounds(int(np.median(case.totals["crossbars"])))
+    refused = property(Mock(side_effect=AssertionError("not needed")))
+    with monkeypatch.context() as patch:
+        patch.setattr(Bounds, "path_mix", refused)
+        (standin, *_) = find_standins(bounds, (ENERGY,), 2)
+        assert set(standin.costs) == {ENERGY}
+        assert standin.followed is None
+    with monkeypatch.context() as patch:
+        patch.setattr(Bounds, "cases", refused)
+        (standin,) = find_standins(bounds, (LATENCY,), 2)
+        assert set(standin.costs) == {LATENCY}
+        assert standin.followed is not None
+        assert set(standin.followed((0,) * len(case.space.groups)).costs) == {LATENCY}
+    assert find_standins(bounds, (), 2) == []
+
+
+def problem_of(case: Case, objectives: tuple[str, ...], budget: int) -> SearchProblem:
+    """Costs that are wrong, and stand-ins that are right."""
+    rng = np.random.default_rng(0)
+    wrong = {
+        name: [rng.random(len(group)) for group in case.space.groups] for name in (ENERGY, LATENCY)
+    }
+
+    def model(rows: np.ndarray) -> dict[str, np.ndarray]:
+        totals = case.model.totals(rows)
+        return totals | {"edp_nj_ns": totals[ENERGY] * totals[LATENCY]}
+
+    return SearchProblem(
+        space=case.space,
+        sensitivity=[np.zeros(len(group)) for group in case.space.groups],
+        costs={"crossbars": case.crossbars, **wrong},
+        limits={"crossbars": budget},
+        objectives=objectives,
+        model=model,
+        find_standins=lambda: find_standins(case.bounds(budget), BOTH, 2),
+    )
+
+
+@pytest.mark.parametrize("objectives", [("max edp_nj_ns",), ("max energy_nj", "max latency_ns")])
+def test_standins_are_for_what_is_to_fall(objectives: tuple[str, ...]) -> None:
+    case = CASES["sums"]()
+    problem = problem_of(case, objectives, int(np.median(case.totals["crossbars"])))
+    assert problem.falling == frozenset()
+    without = [s.row for s in exact_seeds(replace(problem, find_standins=None), 6)]
+    assert [seed.row for seed in exact_seeds(problem, 6)] == without
+
+
+def test_seeds_say_whether_stand_ins_made_them() -> None:
+    case = CASES["sums"]()
+    problem = problem_of(case, ("edp_nj_ns",), int(np.median(case.totals["crossbars"])))
+    seeds = _solutions(problem, 6)
+    assert {seed.stands_in for seed in seeds} == {True, False}
+    for seed in seeds:
+        if not seed.stands_in:  # what is proven is about the problem's own costs
+            losses = problem.scalarised(seed.weights)
+            assert problem.total(losses, seed.row) == pytest.approx(seed.certificate.loss)
+            assert problem.solve(losses).loss == pytest.approx(seed.certificate.loss)
+
+
+def test_a_standin_is_followed_as_long_as_it_finds_other_rows() -> None:
+    case = CASES["chain"]()
+    problem = problem_of(case, ("latency_ns",), int(np.median(case.totals["crossbars"])))
+    asked: list[tuple[int, ...]] = []
+
+    def always_the_same(costs: StandIn) -> StandIn:
+        def followed(row: tuple[int, ...]) -> StandIn:
+            asked.append(row)
+            return always_the_same(costs)
+
+        return StandIn(costs.costs, followed)
+
+    standin = always_the_same(find_standins(case.bounds(10**6), (LATENCY,), 1)[0])
+    list(_followed(problem, {LATENCY: 1.0}, standin))
+    assert len(asked) == 1
+    asked.clear()
+    list(_followed(problem, {"sensitivity": 1.0}, standin))
+    assert not asked
