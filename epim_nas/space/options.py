@@ -61,7 +61,8 @@ class Option:
 
         That is an epitome that is no smaller than the dense weight, has more channels than the
         layer or none, or wraps where there is nothing to wrap. The whole weight of a grouped
-        convolution makes sense: as an epitome it is stored without the zeros between its groups.
+        convolution makes sense, whichever sizes come to its shape: as an epitome it is stored
+        without the zeros between its groups.
         """
         bits: dict[str, Any] = {
             "weight_bits": self.weight_bits,

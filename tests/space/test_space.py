@@ -89,6 +89,22 @@ def test_a_grouped_layer_may_be_stored_whole_without_its_zeros(groups: int) -> N
     assert space.layer_choices["g"] == (Choice(None, False, 9, 9), *found)
 
 
+@pytest.mark.parametrize(
+    ("epitome", "whole"),
+    [
+        ({"out_channels": [16], "in_channels": ["1/2"]}, True),  # half of one channel, rounded up
+        ({"out_channels": ["1/2"], "in_channels": ["1/2"], "matrices": ["9x16"]}, True),
+        ({"out_channels": ["1/2"]}, False),
+        ({"out_channels": [1], "in_channels": [1], "growth": [1]}, False),
+    ],
+)
+def test_whole_is_what_comes_to_the_shape_of_a_grouped_layer(epitome: dict, whole: bool) -> None:
+    layers = (conv("c", "input", (16, 16)), conv("g", "c", (16, 16), groups=16))
+    space = space_of(Network("net", layers, (16, 8, 8)), defaults={"epitome": epitome})
+    shapes = [choice.shape for choice in space.layer_choices["g"]]
+    assert (EpitomeShape(16, 1, 3, 3) in shapes) == whole
+
+
 def test_input_wrapping_is_a_choice_where_there_are_input_slabs(network: Network) -> None:
     epitome = {**EPITOME, "wrap": [False], "growth": [0], "wrap_in": [False, True]}
     space = space_of(network, defaults={"epitome": epitome})
