@@ -27,6 +27,9 @@ _MOST_CELLS = 2**24
 """Larger tables (a budget of bits, say) take longer than an integer program."""
 _ROUNDING = 1e-9
 """An excess below this share of a limit is rounding."""
+_LARGEST = 1e4
+"""What the largest loss is scaled to: HiGHS ends at a gap of 1e-6, whatever the scale (its
+``mip_abs_gap``, which SciPy cannot set), so that losses of about 1 leave gaps of 1e-7."""
 _SLACK = 2e-6
 """HiGHS may exceed a limit by 1e-6; a limit that was exceeded is tightened by this share."""
 
@@ -125,7 +128,7 @@ class Certificate:
 
     @property
     def optimal(self) -> bool:
-        """Whether nothing better exists."""
+        """Whether nothing better exists, but for a billionth of the loss."""
         return self.gap <= _TOLERANCE
 
     def __str__(self) -> str:
@@ -222,12 +225,12 @@ def _solve(
     """A lower bound of the loss, and the best row found."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    # The solver's tolerances are absolute: losses and limits are scaled to about 1.
+    # The solver's tolerances are absolute: limits are scaled to about 1, and losses to more.
     offset = sum(float(loss[choices].min()) for loss, choices in zip(losses, kept, strict=True))
     objective = np.concatenate(
         [loss[choices] - loss[choices].min() for loss, choices in zip(losses, kept, strict=True)]
     )
-    scale = float(objective.max()) or 1.0
+    scale = (float(objective.max()) or 1.0) / _LARGEST
     sizes = np.array([_size(bound) for bound in bounds])
     costs = np.stack([_joined(limit.scores, kept) for limit in limits]) / sizes[:, None]
     result = milp(

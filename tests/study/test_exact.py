@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from epim_nas.study.exact import (
@@ -60,6 +60,10 @@ def test_equals_brute_force_under_several_limits(instance: tuple[list, list[Limi
 
 
 @given(st.integers(0, 2**32))
+@example(3150747038)  # HiGHS ends at an absolute gap of 1e-6: here it left some of it
+@example(3490699438)
+@example(2082958497)
+@example(893534764)
 @settings(max_examples=30, deadline=None)
 def test_dynamic_programming_and_integer_program_have_no_gap(seed: int) -> None:
     rng = np.random.default_rng(seed)
