@@ -90,6 +90,8 @@ def table(records: Records, name: str) -> str:
         "|---|" + "---:|" * len(budgets),
     ]
     for method in METHODS:
+        if not records.find(network=name, method=method):
+            continue
         cells = [f"| {method}"]
         for compression, _ in budgets:
             found = records.find(network=name, compression=compression, method=method)
