@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Of the same torch build as the pins; one install for demo, tests and development.
 EXTRAS := ray,vision,plot,onnx,postgresql,docs,dev
 
-.PHONY: help install demo test lint types unit docs dashboard clean study
+.PHONY: help install demo test lint types unit docs dashboard clean study hardware accuracy
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,11 +34,17 @@ unit: install  ## Tests. One torch thread per process: two test processes share 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
 
-study: install  ## EPIM's claims about hardware, computed again; tables and figures in build/study.
+study: hardware accuracy  ## EPIM's claims, computed again, in half an hour; in build/study and runs/accuracy.
+
+hardware: install  ## Of these: crossbars, latency and energy of ResNet-50 and ResNet-101.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --networks resnet101 --out build/study & \
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py costs --networks resnet50 --seeds 3 --out build/study && \
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py wrapping --out build/study && \
 	$(BIN)/python benchmarks/study.py figures --out build/study && wait $$!
+
+accuracy: install  ## Of these: a ResNet-20 on the shipped images at 30x and 60x, one seed.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py --networks resnet20 --compressions 30 60 --seeds 1 --lr 0.03 \
+		--methods searched bits uniform pruned crossbars
 
 docs: install  ## Build the documentation as a site in build/site; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 from lab import Lab, Records, mean_and_spread
 from methods import Study, selected
-from rich.console import Console
-from rich.table import Table
 from subjects import NETWORKS, Source
 
 from epim_nas.files import load_yaml
@@ -51,6 +49,7 @@ def quantized(**options: Any) -> Variant:
     return Variant(run={"quantization": options})
 
 
+COSTS = ("latency_ns", "energy_nj")
 BY_CROSSBAR = {"granularity": "crossbar", "weight_range": "max"}
 VARIANTS = {
     "searched": Variant(),
@@ -114,32 +113,32 @@ def main() -> None:
             "crossbars": chosen.crossbars,
             "epitomes": sum(c.shape is not None for c in chosen.design.choices.values()),
             "wrapped": sum(c.wrap for c in chosen.design.choices.values()),
-            **{name: metrics[name] for name in ("latency_ns", "energy_nj")},
+            **{cost: metrics[cost] for cost in COSTS},
         }
         for seed in missing:
             records.add({**key, "seed": seed, **shape, **lab.tune(chosen.network(), seed).record})
-    show(records, arguments.compression)
+    print(table(records, arguments.compression))
 
 
-def show(records: Records, compression: float) -> None:
-    """Print the table."""
-    first = records.find(variant="searched", compression=compression)
+def table(records: Records, compression: float) -> str:
+    """The variants as Markdown; latency and energy over those of the first."""
+    first = records.find(variant=next(iter(VARIANTS)), compression=compression)
     headings = ("variant", "before training (validation)", "test top-1", "crossbars", "epitomes",
                 "wrapped", "latency", "energy")  # fmt: skip
-    table = Table(*headings, title=f"{compression:g}x: per cent, mean and half the seeds' range")
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for name in VARIANTS:
         rows = records.find(variant=name, compression=compression)
         if not rows:
             continue
-        ratios = [f"{rows[0][k] / first[0][k]:.2f}" for k in ("latency_ns", "energy_nj") if first]
-        table.add_row(
+        cells = [
             name,
             f"{100 * np.mean([row['before_accuracy'] for row in rows]):.1f}",
             mean_and_spread(row["test_accuracy"] for row in rows),
-            *(str(rows[0][k]) for k in ("crossbars", "epitomes", "wrapped")),
-            *ratios,
-        )
-    Console(width=150).print(table)
+            *(str(rows[0][key]) for key in ("crossbars", "epitomes", "wrapped")),
+            *(f"{rows[0][key] / first[0][key]:.2f}" for key in COSTS if first),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
