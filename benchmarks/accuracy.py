@@ -115,7 +115,7 @@ def draw(panels: Sequence[tuple[str, Records, float]], path: Path) -> None:
         panels: (network, its results, test accuracy in floating point).
         path: the picture.
     """
-    size = (6 * len(panels), 4.2)
+    size = (7 * len(panels), 4.2)
     drawing, row = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axes, (name, records, dense) in zip(row[0], panels, strict=True):
         axes.axhline(100 * dense, color="grey", linestyle=":", label="float network")
@@ -134,7 +134,7 @@ def draw(panels: Sequence[tuple[str, Records, float]], path: Path) -> None:
                 )
         axes.set(xlabel="compression in crossbars (x)", ylabel="test top-1 (%)", title=name)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     with atomic_path(path) as temporary:
         drawing.savefig(temporary, format="png", dpi=110)
 
