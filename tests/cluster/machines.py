@@ -88,11 +88,15 @@ class Cluster:
         return f"127.0.0.1:{self.port}"
 
     def add_node(self, cpus: int) -> int:
-        """Start a node; returns its index."""
-        self._start(
+        """Start a node and wait until it has joined; returns its index."""
+        log = self._start(
             f"--address={self.address}", f"--num-cpus={cpus}",
             f"--dashboard-agent-listen-port={free_port()}",
         )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
         return len(self._nodes) - 1
 
     def kill_node(self, index: int) -> None:
@@ -107,8 +111,10 @@ class Cluster:
                 os.killpg(node.pid, signal.SIGKILL)
                 node.wait()
 
-    def _start(self, *arguments: str) -> None:
+    def _start(self, *arguments: str) -> Path:
+        """Start a node; returns its log."""
         ray = Path(sys.executable).parent / "ray"
         command = [str(ray), "start", "--block", "--node-ip-address=127.0.0.1", *arguments]
         log = self.folder / f"node-{len(self._nodes)}.log"
         self._nodes.append(start_daemon(command, self.environment, log))
+        return log
