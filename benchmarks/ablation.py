@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from lab import Lab, Records, mean_and_spread
+from lab import Lab, Records, mean_and_spread, results
 from methods import Study, selected
 from subjects import NETWORKS, Source
 
@@ -95,8 +95,9 @@ def main() -> None:
     arguments = parser.parse_args()
     source = Source.of(arguments)
     recipe = TrainConfig(arguments.steps, 128, lr=arguments.lr, warmup=0.05, distillation=0.5)
-    measured_by = f"{arguments.space}-{arguments.chip}-{recipe.steps}-{recipe.lr:g}"
-    records = Records(source.cache / f"ablation-{arguments.network}-{measured_by}.jsonl")
+    records = results(
+        source, "ablation", arguments.network, arguments.space, arguments.chip, recipe
+    )
     for name in arguments.variants:
         key = {"variant": name, "compression": arguments.compression}
         missing = [s for s in range(arguments.seeds) if not records.find(**key, seed=s)]

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from lab import Lab, Records, mean_and_spread
+from lab import Lab, Records, mean_and_spread, results
 from methods import Candidate, Study, selected
 from subjects import NETWORKS, Source
 
@@ -157,8 +157,7 @@ def main() -> None:
     panels = []
     for name in arguments.networks:
         space = arguments.space or ("narrow" if name == "resnet20" else "wide")
-        measured_by = f"{Path(space).stem}-{arguments.chip}-{recipe.steps}-{recipe.lr:g}"
-        records = Records(source.cache / f"accuracy-{name}-{measured_by}.jsonl")
+        records = results(source, "accuracy", name, space, arguments.chip, recipe)
         study = Study(Lab(source, name, arguments.chip, space, recipe))
         for compression in arguments.compressions:
             measure(

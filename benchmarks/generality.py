@@ -35,12 +35,12 @@ from rich.table import Table
 
 from epim_nas import Choice, EpitomeShape, InputError, LayerSpec, Network, apply_design, trace
 from epim_nas.epitome.design import Design
-from epim_nas.files import digest, file_digest, write_json
+from epim_nas.files import atomic_path, digest, file_digest, write_json
 from epim_nas.hardware import load_chip, map_layer
 from epim_nas.models.registry import build_model
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.results import load_result
+from epim_nas.pipeline.results import finalist_of, load_result
 from epim_nas.report import figures
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.pareto import non_dominated
@@ -169,8 +169,9 @@ class Study:
 
     def finalist(self, which: str) -> Finalist:
         """The trained design of a selection."""
-        number = self.result.selected[which]
-        return next(found for found in self.result.finalists if found.number == number)
+        found = finalist_of(self.result, self.result.selected[which])
+        assert found is not None, "its weights were exported"
+        return found
 
 
 def _run(*command: object) -> str:
@@ -242,7 +243,8 @@ def report(studies: list[Study], picture: Path) -> None:
             f"{100 * six['clipping_columns']:.0f} %",
         )  # fmt: skip
     console.print(table)
-    picture.write_bytes(figures.png_bytes(fronts(studies), dpi=110))
+    with atomic_path(picture) as temporary:
+        temporary.write_bytes(figures.png_bytes(fronts(studies), dpi=110))
     console.print(f"{picture} drawn")
 
 

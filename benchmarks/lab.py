@@ -212,6 +212,14 @@ def known_by(
     return f"{named}-{digest([space, changes or {}])[:8]}"
 
 
+def results(
+    source: Source, study: str, network: str, space: str, chip: str, recipe: TrainConfig
+) -> Records:
+    """The results of a study; of another network, space, chip or recipe they are others."""
+    measured_by = f"{known_by(space, None)}-{chip}-{recipe.steps}-{recipe.lr:g}"
+    return Records(source.cache / f"{study}-{network}-{measured_by}.jsonl")
+
+
 def mean_and_spread(values: Iterable[float]) -> str:
     """Per cent: mean and half the range; of one value, that it is one."""
     numbers = [100 * value for value in values]

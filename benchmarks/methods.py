@@ -153,7 +153,7 @@ class Study:
             additive = problem.total(problem.sensitivity, row)
             expected[row] = expected_rank({"sensitivity": additive, "loss": self._score(row).loss})
         hopeful = sorted(rows, key=lambda row: -expected[row])[:CANDIDATES]
-        return [self._of_row("around the exact optimum", row) for row in hopeful]
+        return [self._of_row("scored with shared weights", row) for row in hopeful]
 
     def _score(self, row: Row) -> Score:
         if row not in self._scores:

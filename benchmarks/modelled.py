@@ -96,6 +96,11 @@ class Subject:
         self.costs = Costs.of(self.setup, self.space)
         self._standins: dict[tuple[object, ...], Callable[[], Sequence[StandIn]]] = {}
 
+    @property
+    def crossbars(self) -> list[npt.NDArray[Any]]:
+        """Per group the crossbars of each choice."""
+        return self.space.group_sums(self.costs.table.by_layer("crossbars"))
+
     def problem(
         self, crossbars: int, objectives: Sequence[str], seed: int, space: SearchSpace | None = None
     ) -> SearchProblem:

@@ -135,8 +135,7 @@ class Race:
 
 def bounds_of(subject: Subject, budget: int) -> dict[str, float]:
     """Objective -> what no design of a space has less of."""
-    crossbars = subject.space.group_sums(subject.costs.table.by_layer("crossbars"))
-    bounds = Bounds(subject.space, Floors(subject.costs.model), crossbars, budget)
+    bounds = Bounds(subject.space, Floors(subject.costs.model), subject.crossbars, budget)
     return {
         "latency_ns": bounds.latency_ns,
         "energy_nj": bounds.energy_nj.certificate.bound,
@@ -299,8 +298,7 @@ def bounds(networks: Sequence[str]) -> None:
         for budget, bits in BUDGETS:
             for wrap in (True, False):
                 subject = Subject(network, space(bits, wrap))
-                crossbars = subject.space.group_sums(subject.costs.table.by_layer("crossbars"))
-                least = sum(int(column.min()) for column in crossbars)
+                least = sum(int(column.min()) for column in subject.crossbars)
                 found = bounds_of(subject, budget)
                 values = [f"{name} {found[name] / UNITS[name]:.4g}" for name in OBJECTIVES]
                 console.print(
@@ -427,7 +425,7 @@ def main() -> None:
 
         folder = arguments.out or Path("build/study")
         designs_figure(folder / "resnet50_designs.csv", folder / "study_designs.png")
-        wrapping_figure(folder / "wrapping_layers.csv", folder / "study_wrapping.png")
+        wrapping_figure(folder / "wrapping_layers.csv", folder / "study_wrapping.png", PARTS)
 
 
 if __name__ == "__main__":

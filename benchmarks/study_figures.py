@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -83,10 +84,9 @@ def designs_figure(source: Path, target: Path) -> None:
     _save(figure, target)
 
 
-def wrapping_figure(source: Path, target: Path) -> None:
+def wrapping_figure(source: Path, target: Path, parts: Sequence[str]) -> None:
     """Busy time, energy and buffer accesses of every layer, dense, not wrapped and wrapped."""
     rows = rows_of(source)
-    parts = ("busy ms", "energy mJ", "buffer accesses (millions)")
     labels = ("busy time (ms)", "energy (mJ)", "buffer accesses\n(millions)")
     figure, axes = plt.subplots(3, 1, figsize=(11, 7.5), sharex=True, layout="constrained")
     at = np.arange(len(rows))

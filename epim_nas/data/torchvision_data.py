@@ -201,7 +201,7 @@ class FolderData(Data):
         """See :meth:`Data.batches`."""
         check_split(split)
         size = self.sizes[split] if limit is None else limit
-        chosen = limited(np.asarray(self._splits[split].labels), size).tolist()
+        chosen = limited(self._splits[split].labels, size).tolist()
         return self._normalised(self._plain(split, batch_size, chosen))
 
     def _plain(self, split: str, batch_size: int, chosen: list[int]) -> Iterator[Batch]:

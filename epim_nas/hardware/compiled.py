@@ -7,11 +7,14 @@ path, and the sums of ``table``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from epim_nas.hardware.pipeline import Inputs
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -29,11 +32,7 @@ def compiled(function: F) -> F:
 @compiled
 def _finish(
     steps: FloatArray,
-    sizes: IntArray,
-    first_input: IntArray,
-    source: IntArray,
-    needed_rows: IntArray,
-    needed_columns: IntArray,
+    inputs: Inputs,
     offset: IntArray,
     ready: FloatArray,
     finish: FloatArray,
@@ -41,18 +40,18 @@ def _finish(
 ) -> None:
     """Fill in ``finish`` (positions) and ``result`` (3, layers) of one design's (layers, 4) steps.
 
-    ``offset`` says where a layer's positions begin; ``ready`` is scratch. Others: `finish_times`.
+    ``offset``, ``ready`` and ``finish`` are those of :func:`_space`.
     """
     for layer in range(len(steps)):
-        rows, columns = sizes[layer]
+        rows, columns = inputs.sizes[layer]
         end = 0.0
         for row in range(rows):
             ready[:columns] = 0.0
-            for entry in range(first_input[layer], first_input[layer + 1]):
-                read = source[entry]
-                start = offset[read] + needed_rows[entry, row] * sizes[read, 1]
+            for entry in range(inputs.first[layer], inputs.first[layer + 1]):
+                read = inputs.source[entry]
+                start = offset[read] + inputs.rows[entry, row] * inputs.sizes[read, 1]
                 for column in range(columns):
-                    time = finish[start + needed_columns[entry, column]]
+                    time = finish[start + inputs.columns[entry, column]]
                     ready[column] = max(ready[column], time)
             begin = max(end, ready[0])
             if row == 0:
@@ -69,68 +68,50 @@ def _finish(
 
 
 @compiled
-def _offsets(sizes: IntArray) -> IntArray:
-    """(layers + 1) where the positions of every layer begin among all."""
-    offset = np.zeros(len(sizes) + 1, dtype=np.int64)
-    for layer in range(len(sizes)):
-        offset[layer + 1] = offset[layer] + sizes[layer, 0] * sizes[layer, 1]
-    return offset
+def _space(inputs: Inputs) -> tuple[IntArray, FloatArray, FloatArray]:
+    """What :func:`_finish` works in.
+
+    Returns:
+        (layers + 1) where the positions of every layer begin among all, a number for each column,
+        and one for each position.
+    """
+    layers = len(inputs.sizes)
+    offset = np.zeros(layers + 1, dtype=np.int64)
+    for layer in range(layers):
+        offset[layer + 1] = offset[layer] + inputs.sizes[layer, 0] * inputs.sizes[layer, 1]
+    return offset, np.empty(inputs.sizes[:, 1].max()), np.empty(offset[layers])
 
 
 @compiled
-def finish_times(
-    steps: FloatArray,
-    sizes: IntArray,
-    first_input: IntArray,
-    source: IntArray,
-    needed_rows: IntArray,
-    needed_columns: IntArray,
-) -> FloatArray:
+def finish_times(steps: FloatArray, inputs: Inputs) -> FloatArray:
     """Begin of every layer's first position, its finish, and that of the last one.
 
     Args:
         steps: (designs, layers, 4) times of the first position, those of the first column, of the
             first row, and all others.
-        sizes: (layers, 2) rows and columns of the outputs.
-        first_input: (layers + 1) the inputs of layer ``l`` are those from ``first_input[l]`` to
-            ``first_input[l + 1]``.
-        source: (inputs) the layer that is read.
-        needed_rows: (inputs, longest) row of the source that an output row needs.
-        needed_columns: (inputs, longest) likewise of columns.
+        inputs: what the layers read.
 
     Returns:
         (3, designs, layers), in the unit of the steps.
     """
     designs, layers = steps.shape[:2]
     result = np.empty((3, designs, layers))
-    offset = _offsets(sizes)
-    finish = np.empty(offset[layers])
-    ready = np.empty(sizes[:, 1].max())
+    offset, ready, finish = _space(inputs)
     for design in range(designs):
-        _finish(
-            steps[design], sizes, first_input, source, needed_rows, needed_columns,
-            offset, ready, finish, result[:, design],
-        )  # fmt: skip
+        _finish(steps[design], inputs, offset, ready, finish, result[:, design])
     return result
 
 
 @compiled
-def critical_path(
-    steps: FloatArray,
-    sizes: IntArray,
-    first_input: IntArray,
-    source: IntArray,
-    needed_rows: IntArray,
-    needed_columns: IntArray,
-    sinks: IntArray,
-) -> IntArray:
+def critical_path(steps: FloatArray, inputs: Inputs, sinks: IntArray) -> IntArray:
     """How often a step of each kind is on the path that ends last.
 
     From the last result backwards: a position began when the one before it was finished, or when
     the last of its inputs was there, whichever was later.
 
     Args:
-        steps: (layers, 4) times of one design; see :func:`finish_times` for it and all others.
+        steps: (layers, 4) times of one design; see :func:`finish_times`.
+        inputs: what the layers read.
         sinks: the layers that nobody reads.
 
     Returns:
@@ -138,13 +119,8 @@ def critical_path(
     """
     layers = len(steps)
     result = np.empty((3, layers))
-    offset = _offsets(sizes)
-    finish = np.empty(offset[layers])
-    ready = np.empty(sizes[:, 1].max())
-    _finish(
-        steps, sizes, first_input, source, needed_rows, needed_columns,
-        offset, ready, finish, result,
-    )  # fmt: skip
+    offset, ready, finish = _space(inputs)
+    _finish(steps, inputs, offset, ready, finish, result)
     counts = np.zeros((layers, 4), dtype=np.int64)
     layer = sinks[0]
     for sink in sinks:
@@ -152,15 +128,15 @@ def critical_path(
             layer = sink
     place = offset[layer + 1] - 1
     while True:
-        row, column = divmod(place - offset[layer], sizes[layer, 1])
+        row, column = divmod(place - offset[layer], inputs.sizes[layer, 1])
         counts[layer, 2 * (column > 0) + (row > 0)] += 1
         before = place - 1 if place > offset[layer] else -1
         latest = finish[before] if before >= 0 else 0.0
         upstream = -1
-        for entry in range(first_input[layer], first_input[layer + 1]):
-            read = source[entry]
-            needed = offset[read] + needed_rows[entry, row] * sizes[read, 1]
-            needed += needed_columns[entry, column]
+        for entry in range(inputs.first[layer], inputs.first[layer + 1]):
+            read = inputs.source[entry]
+            needed = offset[read] + inputs.rows[entry, row] * inputs.sizes[read, 1]
+            needed += inputs.columns[entry, column]
             if finish[needed] > latest:
                 latest, before, upstream = finish[needed], needed, read
         if before < 0:

@@ -58,6 +58,24 @@ class Source(NamedTuple):
     columns: IntArray
 
 
+class Inputs(NamedTuple):
+    """What all layers read, as arrays; the inputs of all layers are numbered one after another.
+
+    Attributes:
+        sizes: (layers, 2) rows and columns of the outputs.
+        first: (layers + 1) the inputs of layer ``l`` are those from ``first[l]`` to ``first[l+1]``.
+        source: (inputs) the layer that is read.
+        rows: (inputs, longest) row of the source that an output row needs.
+        columns: (inputs, longest) likewise of columns.
+    """
+
+    sizes: IntArray
+    first: IntArray
+    source: IntArray
+    rows: IntArray
+    columns: IntArray
+
+
 class Dependencies:
     """Which positions of which layers the positions of every layer wait for.
 
@@ -89,13 +107,8 @@ class Dependencies:
             )
 
     @cached_property
-    def tables(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
-        """The same as arrays, for the compiled recurrence.
-
-        Returns:
-            (layers, 2) rows and columns; (layers + 1) where a layer's inputs begin among all;
-            per input the layer that it reads; (inputs, longest) needed rows and needed columns.
-        """
+    def tables(self) -> Inputs:
+        """The same as arrays, for the compiled recurrence."""
         inputs = [source for sources in self.sources for source in sources]
         counts = [len(sources) for sources in self.sources]
         longest = max(max(size) for size in self.sizes)
@@ -104,7 +117,7 @@ class Dependencies:
         for index, source in enumerate(inputs):
             rows[index, : len(source.rows)] = source.rows
             columns[index, : len(source.columns)] = source.columns
-        return (
+        return Inputs(
             np.array(self.sizes, dtype=np.int64),
             np.cumsum([0, *counts], dtype=np.int64),
             np.array([source.layer for source in inputs], dtype=np.int64),
@@ -145,7 +158,7 @@ class Pipeline:
         # Compiled on first use: not at import, which everything pays.
         from epim_nas.hardware.compiled import finish_times
 
-        times = finish_times(np.ascontiguousarray(steps.transpose(1, 2, 0)), *self._needs.tables)
+        times = finish_times(np.ascontiguousarray(steps.transpose(1, 2, 0)), self._needs.tables)
         timeline = Timeline(*times)
         return timeline, timeline.finish_ns[:, self._needs.sinks].max(1)
 
@@ -166,7 +179,7 @@ class Pipeline:
 
         counts: IntArray = critical_path(
             np.ascontiguousarray(steps.T),
-            *self._needs.tables,
+            self._needs.tables,
             np.array(self._needs.sinks, dtype=np.int64),
         )
         return counts.T

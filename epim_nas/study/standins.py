@@ -11,10 +11,9 @@ from collections.abc import Container
 from epim_nas.space.space import Row
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.knapsack import FloatArray
-from epim_nas.study.problem import StandIn
+from epim_nas.study.problem import PIPELINED, StandIn
 
 ENERGY = "energy_nj"
-LATENCY = "latency_ns"
 _SHARE = 0.05
 """Share of a solution's longest path in the stand-in of the latency that follows it."""
 
@@ -36,7 +35,7 @@ def find_standins(bounds: Bounds, metrics: Container[str], count: int) -> list[S
         InputError: the SRAM tables have the buffers of no design.
         Unreachable: likewise of none within the budget.
     """
-    mix = bounds.path_mix if LATENCY in metrics else None
+    mix = bounds.path_mix if PIPELINED in metrics else None
     if ENERGY not in metrics:
         return [] if mix is None else [_standin(bounds, {}, mix)]
     return [_standin(bounds, {ENERGY: case.scores}, mix) for case in bounds.cases[:count]]
@@ -55,4 +54,4 @@ def _standin(
         ]
         return _standin(bounds, energy, mixed)
 
-    return StandIn(energy | {LATENCY: mix}, followed)
+    return StandIn(energy | {PIPELINED: mix}, followed)

@@ -22,9 +22,9 @@ from epim_nas.study import exact
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import Infeasible
-from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.problem import PIPELINED, SearchProblem, StandIn
 from epim_nas.study.seeds import _followed, _solutions, exact_seeds
-from epim_nas.study.standins import ENERGY, LATENCY, find_standins
+from epim_nas.study.standins import ENERGY, find_standins
 from tests.hardware.nets import chain, conv, residual
 
 
@@ -60,7 +60,7 @@ def choices_of(network: Network, activation_bits: tuple[int, ...]) -> dict[str, 
     return found
 
 
-BOTH = (ENERGY, LATENCY)
+BOTH = (ENERGY, PIPELINED)
 
 
 class Case:
@@ -325,10 +325,10 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
         assert standin.followed is None
     with monkeypatch.context() as patch:
         patch.setattr(Bounds, "cases", refused)
-        (standin,) = find_standins(bounds, (LATENCY,), 2)
-        assert set(standin.costs) == {LATENCY}
+        (standin,) = find_standins(bounds, (PIPELINED,), 2)
+        assert set(standin.costs) == {PIPELINED}
         assert standin.followed is not None
-        assert set(standin.followed((0,) * len(case.space.groups)).costs) == {LATENCY}
+        assert set(standin.followed((0,) * len(case.space.groups)).costs) == {PIPELINED}
     assert find_standins(bounds, (), 2) == []
 
 
@@ -336,12 +336,13 @@ def problem_of(case: Case, objectives: tuple[str, ...], budget: int) -> SearchPr
     """Costs that are wrong, and stand-ins that are right."""
     rng = np.random.default_rng(0)
     wrong = {
-        name: [rng.random(len(group)) for group in case.space.groups] for name in (ENERGY, LATENCY)
+        name: [rng.random(len(group)) for group in case.space.groups]
+        for name in (ENERGY, PIPELINED)
     }
 
     def model(rows: np.ndarray) -> dict[str, np.ndarray]:
         totals = case.model.totals(rows)
-        return totals | {"edp_nj_ns": totals[ENERGY] * totals[LATENCY]}
+        return totals | {"edp_nj_ns": totals[ENERGY] * totals[PIPELINED]}
 
     return SearchProblem(
         space=case.space,
@@ -387,8 +388,8 @@ def test_a_standin_is_followed_as_long_as_it_finds_other_rows() -> None:
 
         return StandIn(costs.costs, followed)
 
-    standin = always_the_same(find_standins(case.bounds(10**6), (LATENCY,), 1)[0])
-    list(_followed(problem, {LATENCY: 1.0}, standin))
+    standin = always_the_same(find_standins(case.bounds(10**6), (PIPELINED,), 1)[0])
+    list(_followed(problem, {PIPELINED: 1.0}, standin))
     assert len(asked) == 1
     asked.clear()
     list(_followed(problem, {"sensitivity": 1.0}, standin))
