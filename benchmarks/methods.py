@@ -247,7 +247,6 @@ class Study:
 
     def _without(self, setup: Setup, design: Design, kept: KeptCrossbars) -> nn.Module:
         model = prune_crossbars(quantized_network(setup, design, None, Reporter()), kept)
-        self.lab.measure(model)  # batch norm anew, for the inputs' ranges
         calibrate_activations(setup, model)
         return model
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from epim_nas.data.base import SPLITS, Split
@@ -19,13 +20,13 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
-    activation_images,
+    activation_batch,
     load_given_weights,
     measure,
     output_covariances,
     score_settings,
 )
-from epim_nas.supernet.evaluation import recalibrate_batch_norm
+from epim_nas.supernet.evaluation import recalibrate_batch_norm, resolve_device, to_device
 
 log = logging.getLogger(__name__)
 
@@ -168,11 +169,15 @@ def _start(setup: Setup, design: Design, reporter: Reporter) -> nn.Module:
 
 def calibrate_activations(setup: Setup, model: nn.Module) -> None:
     """Choose the ranges of the layers' inputs anew; ``model`` is left in evaluation mode."""
-    images = activation_images(setup)
     for module in model.modules():
         if isinstance(module, (EpitomeConv2d, EpitomeLinear)) and module.activation is not None:
             module.activation.reset()
-    model.eval()(images)
+    batch, device = activation_batch(setup), resolve_device(setup.config.device)
+    # Normalised by their own statistics: by those of the dense network, the outputs of epitomes
+    # and of fewer channels are too small, and so would be the ranges.
+    recalibrate_batch_norm(model, [batch], device, "float32")
+    with torch.no_grad():  # where there is no batch norm
+        model.to(device).eval()(to_device(batch[0], device))
 
 
 def recalibrate(setup: Setup, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from epim_nas.data.base import Split
+from epim_nas.data.base import Batch, Split
 from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError
@@ -174,7 +174,7 @@ def prepare_supernet(
                 progress=lambda done: advance(done, ""),
             )  # fmt: skip
     supernet.to(device)
-    supernet.calibrate_activations(activation_images(setup).to(device))
+    supernet.calibrate_activations(activation_batch(setup)[0].to(device))
     return supernet
 
 
@@ -191,10 +191,10 @@ def output_covariances(setup: Setup, layers: Sequence[str]) -> dict[str, Tensor]
         return input_covariances(model, ((to_device(x, device), y) for x, y in batches), layers)
 
 
-def activation_images(setup: Setup) -> Tensor:
-    """(N, C, H, W) augmented training images from which activation ranges are taken."""
+def activation_batch(setup: Setup) -> Batch:
+    """The augmented training images from which activation ranges are taken, and their labels."""
     size = min(256, setup.config.search.batch_size)
-    return setup.data.calibration_batches(size, size, setup.config.seed)[0][0]
+    return setup.data.calibration_batches(size, size, setup.config.seed)[0]
 
 
 def measure_sensitivity(

@@ -6,15 +6,18 @@ import copy
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from epim_nas import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.trace import trace
+from epim_nas.pipeline.stages import activation_batch
 from epim_nas.supernet.training import TrainConfig, train
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -107,6 +110,35 @@ def test_every_proposal_keeps_the_budget(study: ModuleType, lab: object) -> None
                     candidate.design.check_fits(lab.setup.network)
     with pytest.raises(study.Infeasible):
         methods.propose("uniform", 20, 0)
+
+
+@pytest.mark.parametrize(("method", "compression"), [("uniform", 45), ("pruned", 45)])
+def test_ranges_of_inputs_are_those_of_the_compressed_network(
+    study: ModuleType, lab: object, method: str, compression: float
+) -> None:
+    """Its layers put out less than the dense ones: where batch norm knows, steps stay as they are.
+
+    With the ranges of what the dense network's batch norm makes of it, steps are up to four times
+    too small.
+    """
+    budget = int(lab.setup.dense_crossbars / compression)
+    model = study.Study(lab).propose(method, budget, 0)[0].network()
+    lab.measure(model)  # recalibrates
+    found: dict[str, tuple[float, float]] = {}
+
+    def observe(name: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        before = float(module.activation.step)
+        module.activation.calibrate(inputs[0])
+        found[name] = before, float(module.activation.step)
+
+    for name, module in model.named_modules():
+        if getattr(module, "activation", None) is not None:
+            module.register_forward_pre_hook(partial(observe, name))
+    with torch.no_grad():
+        model.eval()(activation_batch(lab.setup)[0])
+    assert len(found) == len(lab.setup.network.weighted)
+    for name, (before, after) in found.items():
+        assert after == pytest.approx(before, rel=0.3), name
 
 
 @pytest.mark.parametrize("number", [1, 2])  # 3 and 4 bits
