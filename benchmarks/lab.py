@@ -198,8 +198,10 @@ class Records:
     def add(self, row: dict[str, Any]) -> None:
         """Store a row."""
         self.rows.append(row)
+        # A line that a kill has cut off has no end, and what follows has to start a new one.
+        torn = self._file.exists() and not self._file.read_bytes().endswith(b"\n")
         with self._file.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+            stream.write("\n" * torn + json.dumps(row) + "\n")
 
 
 def known_by(

@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/study.py costs [--networks resnet50 resnet101 --seeds 1]
     OMP_NUM_THREADS=1 python benchmarks/study.py wrapping
     OMP_NUM_THREADS=1 python benchmarks/study.py bounds [--networks resnet50 resnet101]
-    python benchmarks/study.py figures --out FOLDER
+    python benchmarks/study.py figures
 
 ``costs`` compares, by the cost model alone, the dense network, fewer bits alone, one epitome size
 for all layers, EPIM's evolution, and the default search under budgets of crossbars, against lower
 bounds of what any design can reach. ``bounds`` prints these alone, in seconds. ``wrapping`` takes a
-searched design and switches wrapping off. They write their tables to ``--out`` as CSV; ``figures``
-draws what is there. ``make study`` runs all of it.
+searched design and switches wrapping off. They write all numbers to ``--out`` as CSV and print the
+tables of docs/results.md; ``figures`` draws what is there. ``make hardware`` runs all of it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import numpy as np
 import optuna
 from modelled import Result, Subject, explore
 from rich.console import Console
-from rich.table import Table
+from study_tables import cost_tables, stages_table
 
+from epim_nas import EpitomeShape
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.files import atomic_path
 from epim_nas.hardware.floors import Floors
 from epim_nas.hardware.results import NetworkCost
 from epim_nas.space.config import Matrix
-from epim_nas.space.options import Option
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.strategies import Options
@@ -43,6 +43,8 @@ console = Console(width=130)
 ACTIVATION_BITS = 9
 BUDGETS = ((5696, 32), (1424, 9), (712, 5), (428, 3))
 """(crossbars, weight bits): at these bits each budget is a third to a half of the dense network."""
+BITS = (32, 9, 7, 5, 3, 2)
+"""Of the networks that no search has made."""
 OBJECTIVES = ("latency_ns", "energy_nj", "edp_nj_ns")
 UNITS = {"latency_ns": 1e6, "energy_nj": 1e6, "edp_nj_ns": 1e12}
 """To ms, mJ and mJ ms."""
@@ -65,6 +67,7 @@ class Line:
         crossbars: crossbars that it has.
         compression: dense 32-bit crossbars over these.
         shape: the part of it from shapes.
+        fewer_bits: the part of it from fewer bits.
         latency_ms: pipelined latency.
         energy_mj: energy.
         edp: energy times latency (mJ ms).
@@ -86,6 +89,7 @@ class Line:
     crossbars: int
     compression: float
     shape: float
+    fewer_bits: float
     latency_ms: float
     energy_mj: float
     edp: float
@@ -175,19 +179,30 @@ class Study:
         self.network = network
         self.subject = Subject(network)
         self.cost, self.layers = self.subject.setup.cost, self.subject.setup.network
-        self.dense = {bits: self._uniform(bits, None) for bits in (32, 9, 7, 5, 3)}
+        self.dense = {bits: self._uniform(bits, None) for bits in BITS}
 
     def _uniform(self, bits: int, size: Matrix | None, wrap: bool = False) -> Design:
-        """Every layer dense, or an epitome of one size where that is smaller than the layer."""
+        """Every layer dense, or an epitome of one size where that is smaller than the layer.
+
+        As in the searched spaces, the first and the last layer stay dense. Where a layer has fewer
+        channels than the size, the epitome has as many as the layer. A layer without slabs to
+        share is not wrapped.
+        """
+        first, *_, last = self.layers.weighted
         choices = {}
         for layer in self.layers.weighted:
             choice = None
-            if size is not None:
-                for wraps in (wrap, False):  # a layer without slabs to share stays as it is
-                    option = Option(
-                        size, wrap=wraps, weight_bits=bits, activation_bits=ACTIVATION_BITS
-                    )
-                    choice = choice or option.choice(layer, self.cost.chip)
+            if size is not None and layer not in (first, last):
+                out_channels, in_channels, height, width = layer.weight_shape
+                shape = EpitomeShape(
+                    min(size.columns, out_channels),
+                    min(size.rows // (height * width), in_channels),
+                    height,
+                    width,
+                )
+                if shape.as_tuple != layer.weight_shape:
+                    wraps = wrap and shape.out_channels < out_channels
+                    choice = Choice(shape, wraps, weight_bits=bits, activation_bits=ACTIVATION_BITS)
             choices[layer.name] = choice or Choice(
                 weight_bits=bits, activation_bits=ACTIVATION_BITS
             )
@@ -209,6 +224,7 @@ class Study:
         return Line(
             self.network, text, objective, wrapping, bits, budget, totals.crossbars,
             full.crossbars / totals.crossbars, dense.crossbars / totals.crossbars,
+            full.crossbars / dense.crossbars,
             totals.latency_ns / 1e6, totals.energy_nj / 1e6,
             totals.latency_ns * totals.energy_nj / 1e12, totals.utilization,
             totals.latency_ns / dense.latency_ns, totals.energy_nj / dense.energy_nj,
@@ -275,21 +291,16 @@ def explored(
     return result, subject.space.design(result.rows[best])
 
 
-def costs(networks: Sequence[str], seeds: int, out: Path | None) -> None:
+def costs(networks: Sequence[str], seeds: int, out: Path) -> None:
     """All designs of all networks."""
     for network in networks:
         study = Study(network)
         lines = study.fixed()
         found, races = study.searched(seeds)
         lines += found
-        show(
-            f"{network}: designs",
-            [list(map(shown, list(vars(line).values())[1:])) for line in lines],
-            list(vars(lines[0]))[1:],
-        )
-        if out is not None:
-            save_all(out / f"{network}_designs.csv", lines)
-            save_all(out / f"{network}_race.csv", races)
+        save_all(out / f"{network}_designs.csv", lines)
+        save_all(out / f"{network}_race.csv", races)
+        print_tables(cost_tables(out, network))
 
 
 def bounds(networks: Sequence[str]) -> None:
@@ -318,7 +329,7 @@ def show_race(race: Race) -> None:
     )
 
 
-def wrapping(out: Path | None) -> None:
+def wrapping(out: Path) -> None:
     """What wrapping saves in a searched design of ResNet-50, by stage and by layer."""
     study = Study("resnet50")
     subject = Subject("resnet50", space(3, True))
@@ -347,19 +358,22 @@ def wrapping(out: Path | None) -> None:
         layers.append([
             name, shape, choice.wrap, *(f"{p[key]:.4g}" for key in PARTS for p in parts),
         ])  # fmt: skip
-    show("wrapping", stages, ["stage", "wrapped", *headings])
-    show("wrapping by layer", [list(map(str, row)) for row in layers],
-         ["layer", "epitome", "wrapped", *headings])  # fmt: skip
     console.print(
         "pipelined latency (ms), dense, not wrapped, wrapped: "
         + ", ".join(f"{cost.totals.latency_ns / 1e6:.2f}" for cost in found)
     )
-    if out is not None:
-        save(out / "wrapping_stages.csv", ["stage", "wrapped", *headings], stages)
-        save(out / "wrapping_layers.csv", ["layer", "epitome", "wrapped", *headings], layers)
+    save(out / "wrapping_stages.csv", ["stage", "wrapped", *headings], stages)
+    save(out / "wrapping_layers.csv", ["layer", "epitome", "wrapped", *headings], layers)
+    print_tables([stages_table(out)])
 
 
 PARTS = ("busy ms", "energy mJ", "buffer accesses (millions)")
+
+
+def print_tables(tables: Sequence[str]) -> None:
+    """Print Markdown, as it is on the page."""
+    for table in tables:
+        print(f"\n{table}", flush=True)
 
 
 def part(cost: NetworkCost, belongs: Callable[[str], bool]) -> dict[str, float]:
@@ -373,21 +387,6 @@ def part(cost: NetworkCost, belongs: Callable[[str], bool]) -> dict[str, float]:
             layer.counts.get(name, 0.0) for layer in layers for name in accesses
         ) / 1e6,
     }  # fmt: skip
-
-
-def shown(value: object) -> str:
-    """A value for people."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def show(title: str, rows: Sequence[Sequence[str]], headings: Sequence[str]) -> None:
-    """Print a table."""
-    table = Table(*headings, title=title)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def save(path: Path, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -412,7 +411,9 @@ def main() -> None:
     parser.add_argument("part", choices=["costs", "bounds", "wrapping", "figures"])
     parser.add_argument("--networks", nargs="+", default=["resnet50", "resnet101"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for CSV files and figures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/study"), help="folder for CSV files and figures"
+    )
     arguments = parser.parse_args()
     if arguments.part == "costs":
         costs(arguments.networks, arguments.seeds, arguments.out)
@@ -423,7 +424,7 @@ def main() -> None:
     else:
         from study_figures import designs_figure, wrapping_figure
 
-        folder = arguments.out or Path("build/study")
+        folder = arguments.out
         designs_figure(folder / "resnet50_designs.csv", folder / "study_designs.png")
         wrapping_figure(folder / "wrapping_layers.csv", folder / "study_wrapping.png", PARTS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +10,15 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from study_tables import UNIFORM, rows_of
 
 from epim_nas.files import atomic_path
 
 BITS = (32, 9, 5, 3)
-COLOURS = {"dense": "#555555", "uniform 1024x256": "#1f77b4", "evolved": "#d95f02",
+COLOURS = {"dense": "#555555", UNIFORM: "#1f77b4", "evolved": "#d95f02",
            "searched": "#1b7837"}  # fmt: skip
-MARKERS = {"dense": "s", "uniform 1024x256": "D", "evolved": "^", "searched": "o"}
+MARKERS = {"dense": "s", UNIFORM: "D", "evolved": "^", "searched": "o"}
 PANELS = (("latency_ms", "latency_ns", "latency (ms)"), ("energy_mj", "energy_nj", "energy (mJ)"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def designs_figure(source: Path, target: Path) -> None:
@@ -66,8 +60,8 @@ def designs_figure(source: Path, target: Path) -> None:
                 bound, budget / 1.6, budget, color="black", linewidth=1.6,
                 linestyle="-" if wrapping == "True" else ":",
             )  # fmt: skip
-        axis.plot([], [], "-k", label="no design of the budget is below")
-        axis.plot([], [], ":k", label="none without wrapping is")
+        axis.plot([], [], "-k", label="lower bound for the budget")
+        axis.plot([], [], ":k", label="the same without wrapping")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("crossbars")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[2] / "docs" / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "docs" / "data"
 NETWORKS = ("resnet50", "resnet101")
 
 
@@ -45,3 +49,49 @@ def test_the_smallest_searched_design_is_below_dense_in_latency_and_energy(netwo
         assert int(row["crossbars"]) <= 428
         assert float(row["latency_vs_dense"]) < 1
         assert float(row["energy_vs_dense"]) < 1
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts are importable, as they import each other."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_the_tables_of_the_page_are_those_of_the_data(benchmarks: None) -> None:
+    tables = import_module("study_tables")
+    page = (ROOT / "docs" / "results.md").read_text()
+    for network in NETWORKS:
+        for table in tables.cost_tables(DATA, network):
+            assert table in page
+    assert tables.stages_table(DATA) in page
+
+
+def test_designs_that_are_not_searched_are_what_the_study_computes(benchmarks: None) -> None:
+    study = import_module("study").Study("resnet50")
+    computed = [vars(line) for line in study.fixed()]
+    stored = [row for row in _rows("resnet50_designs.csv") if not row["budget"]]
+    assert [line["crossbars"] for line in computed] == [int(row["crossbars"]) for row in stored]
+    for line, row in zip(computed, stored, strict=True):
+        for name in ("shape", "fewer_bits", "latency_ms", "energy_mj", "utilization"):
+            assert line[name] == pytest.approx(float(row[name]), rel=1e-5), (row["design"], name)
+    by_kind = {(row["design"], row["bits"], row["wrapping"]): row for row in stored}
+    assert by_kind["dense", "32", "False"]["crossbars"] == "13120"  # EPIM's 30.65 times 428
+
+
+def test_the_uniform_epitome_is_cut_to_the_layer(benchmarks: None) -> None:
+    module = import_module("study")
+    design = module.Study("resnet50")._uniform(3, module.UNIFORM, wrap=True)
+    shapes = {n: c.shape and c.shape.as_tuple for n, c in design.choices.items()}
+    assert shapes["layer4.0.conv1"] == (256, 1024, 1, 1)
+    assert shapes["layer4.0.conv3"] == (256, 512, 1, 1)  # 512 inputs
+    assert shapes["layer4.0.conv2"] == (256, 113, 3, 3)  # 1017 of 1024 rows
+    assert shapes["layer1.0.conv1"] is None  # 64 x 64
+    assert shapes["conv1"] is None
+    assert shapes["fc"] is None
+    assert design["layer4.0.conv3"].wrap
+    assert not design["layer3.0.conv1"].wrap
