@@ -48,7 +48,6 @@ from epim_nas.study.results import Finalist, RunResult
 
 HERE = Path(__file__).parent
 RUNS = HERE / "generality"
-PICTURE = HERE.parent / "docs" / "images" / "generality.png"
 SIMULATED = 64
 """Test images that go through the crossbar simulator."""
 
@@ -350,7 +349,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "runs" / "generality")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--report", action="store_true", help="print and draw what is stored")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--picture", type=Path, help="by default fronts.png in --out")
     parser.add_argument("--trace", nargs="*", metavar="NAME", help="only trace these networks")
     arguments = parser.parse_args()
     if arguments.trace is not None:
@@ -361,7 +360,10 @@ def main() -> None:
     if not arguments.report:
         for study in studies:
             study.run()
-    report([study for study in studies if "simulate" in study.done()], arguments.picture)
+    report(
+        [study for study in studies if "simulate" in study.done()],
+        arguments.picture or arguments.out / "fronts.png",
+    )
 
 
 if __name__ == "__main__":
