@@ -95,6 +95,8 @@ def launch(
     """
     from epim_nas.launch import Resources, kuberay, prepare, slurm
 
+    if on is Cluster.kuberay:
+        kuberay.ray_version()  # before anything is written
     resources = Resources(nodes, cpus, gpus, memory, time, account, partition, image, claim, mount)
     job = prepare(run, out, set_ or [], resources, cluster_out)
     if on is Cluster.ray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from epim_nas.errors import InputError
+from epim_nas.errors import InputError, missing_extra
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
 from epim_nas.launch.sending import send
@@ -78,6 +78,19 @@ def _files(job: Job) -> dict[str, str]:
     return {"run.yaml": job.run_file.read_text()} | modules
 
 
+def ray_version() -> str:
+    """The version of Ray here, which the cluster has to run as well.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        from ray import __version__ as version
+    except ModuleNotFoundError:
+        raise missing_extra("ray", "ray", "a job for Kubernetes") from None
+    return str(version)
+
+
 def _key(path: str) -> str:
     """A path as a key of a ConfigMap, which has no slashes."""
     return path.replace("/", "__")
@@ -95,8 +108,6 @@ def _config_map(name: str, files: dict[str, str]) -> dict[str, Any]:
 def _ray_job(name: str, job: Job) -> dict[str, Any]:
     asked = job.resources
     command = ["epim-nas", "search", f"{_JOB_MOUNT}/run.yaml", "--out", str(job.out)]
-    from ray import __version__ as version
-
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -111,7 +122,7 @@ def _ray_job(name: str, job: Job) -> dict[str, Any]:
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "rayClusterSpec": {
-                "rayVersion": version,
+                "rayVersion": ray_version(),
                 "enableInTreeAutoscaling": True,
                 # The operator makes a secret with a token and gives it to all pods.
                 "authOptions": {"mode": "token"},

@@ -24,7 +24,7 @@ from epim_nas.study.pareto import front_numbers, select
 from epim_nas.study.results import Finalist, TrialRecord
 from epim_nas.study.score import expected_rank
 from epim_nas.study.store import TrialStore
-from epim_nas.supernet.scorer import FinetuneResult, Scorer
+from epim_nas.supernet.scorer import FinetuneResult, Scorer, start_file
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def finetune_finalists(
         for number, result in train(setup, scorer, jobs, folder, partial(_later, advance, done)):
             path = finalist_file(folder, number)
             write_json(path, {"trial": number, **result})
-            path.with_suffix(".state").unlink(missing_ok=True)
+            for left in (path.with_suffix(".state"), start_file(path.with_suffix(".state"))):
+                left.unlink(missing_ok=True)
     stored = load_finalists(folder, finalists)
     store.note_finalists(stored)
     for finalist in stored:
@@ -186,17 +187,19 @@ def load_finalists(folder: RunFolder, records: Sequence[TrialRecord]) -> list[Fi
     for record in records:
         path = finalist_file(folder, record.number)
         if path.exists():
-            result = folder.read_json(path)
-            found.append(
-                Finalist(
-                    number=record.number,
-                    design=record.design,
-                    metrics=record.metrics,
-                    steps=result["steps"],
-                    validation_accuracy=result["validation_accuracy"],
-                    test_accuracy=result["test_accuracy"],
-                    curve=tuple((int(step), float(loss)) for step, loss in result["curve"]),
-                    weights=str(path.with_suffix(".safetensors").relative_to(folder.path)),
-                )
-            )
+            weights = str(path.with_suffix(".safetensors").relative_to(folder.path))
+            found.append(folder.parse(path, partial(_finalist, record, weights)))
     return sorted(found, key=lambda finalist: -finalist.validation_accuracy)
+
+
+def _finalist(record: TrialRecord, weights: str, result: dict[str, Any]) -> Finalist:
+    return Finalist(
+        number=record.number,
+        design=record.design,
+        metrics=record.metrics,
+        steps=int(result["steps"]),
+        validation_accuracy=float(result["validation_accuracy"]),
+        test_accuracy=float(result["test_accuracy"]),
+        curve=tuple((int(step), float(loss)) for step, loss in result["curve"]),
+        weights=weights,
+    )

@@ -255,7 +255,8 @@ def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network
     write_front_csv(result, folder.path / "front.csv")
     shown = _shown(result)
     for stale in folder.designs.glob("trial-*.yaml"):
-        if int(stale.stem.removeprefix("trial-")) not in shown:
+        written = stale.stem.removeprefix("trial-")
+        if written.isdigit() and int(written) not in shown:
             stale.unlink()  # left the front when the search went on
     for number in shown:
         design = full_design(result, by_number[number], cost)

@@ -108,7 +108,7 @@ def _own_of_dense(setup: Setup) -> dict[str, float]:
     """The user's measured metrics of the trained network."""
     metrics = own_metrics(measured=True)
     found = measure_own(metrics, setup.model, setup.data)
-    return {metric.name: metric.of_dense(found[metric.name]) for metric in metrics}
+    return {metric.name: metric.of_dense(metric.finite(found[metric.name])) for metric in metrics}
 
 
 def load_given_weights(setup: Setup) -> str | None:

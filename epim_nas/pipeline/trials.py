@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -104,6 +104,8 @@ def run_trials(
             if not error and not math.isfinite(outcome.value.loss):
                 error = "the network's output is not finite"
             if not error:
+                error = _not_finite(outcome.value.own)
+            if not error:
                 metrics = problem.metrics(pending.row) | {
                     "accuracy": outcome.value.accuracy,
                     "loss": outcome.value.loss,
@@ -194,3 +196,11 @@ def _sampler_state(study: optuna.Study, number: int) -> dict[str, Any]:
     """What the sampler noted in a trial of the study in memory."""
     attributes = study.get_trials(deepcopy=False)[number].system_attrs
     return {key: value for key, value in attributes.items() if key != "fixed_params"}
+
+
+def _not_finite(own: Mapping[str, float]) -> str:
+    """What is wrong with the values of the user's metrics: one design must not end a search."""
+    for name, value in own.items():
+        if not math.isfinite(value):
+            return f"metric {name} gives {value}"
+    return ""

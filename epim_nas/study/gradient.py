@@ -12,8 +12,9 @@ largest probability that keeps every limit.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epim_nas.files import atomic_path
+from epim_nas.errors import InputError
+from epim_nas.files import atomic_path, digest
 from epim_nas.space.space import Row
 from epim_nas.study.exact import Scores
 from epim_nas.study.knapsack import FloatArray
@@ -98,8 +100,12 @@ def gradient_rows(
         Unreachable: no row keeps all limits.
     """
     state = _State.start(problem, descent.lr)
+    identity = _identity(problem, count, descent, seed)
     if checkpoint is not None and checkpoint.exists():
-        state.load(torch.load(checkpoint, weights_only=True))
+        stored = _read(checkpoint)
+        # Another count rounds at other steps: the descent starts anew.
+        if stored.get("identity") == identity:
+            state.load(stored)
     costs = _Costs(problem)
     warm = descent.steps // 2 if count > 1 else descent.steps
     rounded_at = np.unique(np.linspace(warm, descent.steps, count).round().astype(int))
@@ -116,8 +122,34 @@ def gradient_rows(
         last = step + 1 == descent.steps
         if checkpoint is not None and (last or (step + 1) % descent.checkpoint_every == 0):
             with atomic_path(checkpoint) as temporary:
-                torch.save(state.dump(), temporary)
+                torch.save({**state.dump(), "identity": identity}, temporary)
     return list(dict.fromkeys(state.rows))[:count]
+
+
+def _identity(problem: SearchProblem, count: int, descent: Descent, seed: int) -> str:
+    """What a stored descent has to agree in to be gone on with."""
+    scores = [problem.sensitivity, *problem.objective_costs.values()]
+    limits = [(limit.bound, limit.scores) for limit in problem.additive_limits.values()]
+    numbers = [
+        [[float(value) for value in group] for group in table]
+        for table in [*scores, *(scores for _, scores in limits)]
+    ]
+    bounds = [float(bound) for bound, _ in limits]
+    return digest([problem.objectives, numbers, bounds, count, asdict(descent), seed])
+
+
+def _read(checkpoint: Path) -> dict[str, object]:
+    """A stored descent.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return dict(torch.load(checkpoint, weights_only=True))
+    except (EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        raise InputError(
+            str(checkpoint), "is damaged", hint="Remove it to descend from the beginning."
+        ) from None
 
 
 class _State:

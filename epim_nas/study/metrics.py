@@ -84,17 +84,33 @@ class Metric:
         Raises:
             InputError: it fails, or what it gives is not a finite number.
         """
+        return self.finite(self.measured_value(*arguments))
+
+    def finite(self, value: float) -> float:
+        """The value.
+
+        Raises:
+            InputError: it is NaN or infinite.
+        """
+        if not math.isfinite(value):
+            raise InputError(f"metric {self.name}", f"gives {value}", "a finite number")
+        return value
+
+    def measured_value(self, *arguments: Any) -> float:
+        """What the user's function gives, finite or not.
+
+        Raises:
+            InputError: it fails.
+        """
         assert self.function is not None
-        field = f"metric {self.name}"
         try:
-            value = float(self.function(*arguments))
+            return float(self.function(*arguments))
         except InputError:
             raise
         except Exception as error:  # the user's code
-            raise InputError(field, f"fails: {type(error).__name__}: {error}") from error
-        if not math.isfinite(value):
-            raise InputError(field, f"gives {value}", "a finite number")
-        return value
+            raise InputError(
+                f"metric {self.name}", f"fails: {type(error).__name__}: {error}"
+            ) from error
 
 
 METRICS: dict[str, Metric] = {

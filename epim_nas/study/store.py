@@ -231,8 +231,12 @@ class TrialStore:
             }
             for finalist in finalists
         }
-        if self.study.user_attrs.get("finalists") != noted:
-            patiently(lambda: self.study.set_user_attr("finalists", noted), self.place)
+
+        def note() -> None:
+            if self.study.user_attrs.get("finalists") != noted:
+                self.study.set_user_attr("finalists", noted)
+
+        patiently(note, self.place)
 
     def _store(self, finished: Finished) -> FrozenTrial:
         trial = self._trial(finished)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from epim_nas.data.base import Batch, Data
+from epim_nas.files import write_json
 from epim_nas.models.weights import save_weights
 from epim_nas.study.metrics import Metric
 from epim_nas.supernet.damage import measure_damage, peak_rate
@@ -79,15 +82,20 @@ class FinetuneResult:
 
 
 def measure_own(metrics: Sequence[Metric], model: nn.Module, data: Data) -> dict[str, float]:
-    """The values of metrics that the user registered, of a network as it is.
+    """The values of metrics that the user registered, of a network as it is; finite or not.
 
     Raises:
-        InputError: a function fails, or gives no finite number.
+        InputError: a function fails.
     """
     if not metrics:
         return {}
     with evaluation_mode(model), torch.no_grad():
-        return {metric.name: metric.computed(model, data) for metric in metrics}
+        return {metric.name: metric.measured_value(model, data) for metric in metrics}
+
+
+def start_file(checkpoint: Path) -> Path:
+    """The file beside a training's checkpoint with what was measured before the training."""
+    return checkpoint.with_suffix(".start.json")
 
 
 class Scorer:
@@ -153,10 +161,7 @@ class Scorer:
             until: steps after which to stop for now; the next call with more goes on there.
         """
         model = self._supernet.extract(row)
-        before = self._measure(model, "validation").accuracy
-        damage = measure_damage(
-            model, self._teacher, self._calibration, self._settings.device, self._settings.precision
-        )
+        before, damage = self._start(model, Path(checkpoint))
         config = replace(config, lr=peak_rate(lr, damage))
         start = {name: value.clone() for name, value in model.state_dict().items()}
         step = 0
@@ -196,10 +201,31 @@ class Scorer:
             curve=result.curve,
         )
 
-    def _measure(self, model: nn.Module, split: str) -> Score:
-        recalibrate_batch_norm(
-            model, self._calibration, self._settings.device, self._settings.precision
+    def _start(self, model: nn.Module, checkpoint: Path) -> tuple[float, float]:
+        """Accuracy and damage before the training, kept beside its checkpoint.
+
+        Another device measures others, if only by rounding, and the rate follows the damage: a
+        training that goes on there would be taken for another one.
+        """
+        file = start_file(checkpoint)
+        if checkpoint.exists() and file.exists():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                start = json.loads(file.read_text(encoding="utf-8"))
+                self._recalibrate(model)
+                return float(start["validation_accuracy"]), float(start["damage"])
+        before = self._measure(model, "validation").accuracy
+        damage = measure_damage(
+            model, self._teacher, self._calibration, self._settings.device, self._settings.precision
         )
+        write_json(file, {"validation_accuracy": before, "damage": damage})
+        return before, damage
+
+    def _recalibrate(self, model: nn.Module) -> None:
+        settings = self._settings
+        recalibrate_batch_norm(model, self._calibration, settings.device, settings.precision)
+
+    def _measure(self, model: nn.Module, split: str) -> Score:
+        self._recalibrate(model)
         return self._evaluate(model, split)
 
     def _evaluate(self, model: nn.Module, split: str) -> Score:

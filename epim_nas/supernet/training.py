@@ -205,7 +205,7 @@ def train(
                 save_checkpoint(checkpoint, model, optimizer, state, identity, average)
             if halt:
                 break
-    if finished and average is not None:
+    if average is not None:  # where it was stopped as well: the raw weights go on in the checkpoint
         model.load_state_dict(average.module.state_dict())
     return TrainResult(
         tuple(state.curve),

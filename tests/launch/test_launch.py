@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from epim_nas import InputError
+from epim_nas.cli.app import run_command
 from epim_nas.launch import Resources, kuberay, prepare
 from epim_nas.pipeline.folder import RunFolder
 from tests.cluster.machines import Cluster, short_folder
@@ -125,6 +127,17 @@ def test_the_users_module_goes_along_and_installed_ones_do_not(tmp_path: Path, m
 )
 def test_names_of_ray_jobs(text: str, name: str) -> None:
     assert kuberay._name(text) == name
+
+
+def test_without_ray_nothing_is_written_for_kubernetes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["launch", write_run(tmp_path), "--on", "kuberay", "--out", tmp_path / "here"]
+    arguments += ["--cluster-out", "/runs/tiny", "--image", "x"]
+    assert run_command([str(argument) for argument in arguments]) == 2
+    assert "epim_nas[ray]" in capsys.readouterr().err
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_ray_job_manifest(tmp_path: Path) -> None:

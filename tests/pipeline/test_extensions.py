@@ -128,6 +128,26 @@ def test_a_failing_metric_is_named(tmp_path: Path, function, says: str) -> None:
     assert caught.value.field == "metric mine"
 
 
+def test_one_design_without_a_number_is_a_failed_trial(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def mine(model, data) -> float:
+        calls.append(1)
+        return float("nan") if len(calls) == 4 else float(len(calls))
+
+    register_metric("mine", mine, measured=True)
+    file = write_run(
+        tmp_path, objectives=["accuracy", "mine"], search__trials=6, finalists__count=0
+    )
+    config, _ = load_run_config(str(file))
+    result = search(config, tmp_path / "run")
+    failed = [trial for trial in result.trials if "mine" not in trial.metrics]
+    assert len(calls) > 4
+    assert len(result.trials) - len(failed) >= 4
+    journal = (tmp_path / "run" / "study.journal").read_text()
+    assert "metric mine gives nan" in journal
+
+
 @pytest.mark.parametrize("name", ["crossbars", "accuracy", "compression", "two words", "min"])
 def test_names_that_cannot_be_registered(name: str) -> None:
     with pytest.raises(InputError, match="name"):

@@ -15,9 +15,15 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from epim_nas.cli.app import run_command
+from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.stages import make_scorer, prepare_supernet
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.inflight import Pending
 from epim_nas.study.store import TrialStore
+from epim_nas.supernet.training import TrainConfig
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run, write_run
 
@@ -106,6 +112,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def test_interrupted_and_extended(finished: Path, copied: Path) -> None:
     run = copied.with_name("tiny.yaml")
+    (copied / "designs" / "trial-0004-mine.yaml").write_text("of the user")
 
     def search(trials: int) -> tuple[object, ...]:
         return ("search", run, "--out", copied, "--set", f"search.trials={trials}")
@@ -136,6 +143,29 @@ def test_interrupted_and_extended(finished: Path, copied: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert command.outcome_of(copied) == outcome
     assert (copied / "front.csv").read_bytes() == front
+    assert (copied / "designs" / "trial-0004-mine.yaml").read_text() == "of the user"
+
+
+def test_a_finalist_goes_on_where_its_damage_is_measured_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another device: the learning rate follows the damage, and it is the training's."""
+    config, _ = load_run_config(str(write_run(tmp_path)))
+    setup, folder = Setup.load(config), RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    supernet = prepare_supernet(setup, setup.build_space(), folder, Reporter())
+    scorer = make_scorer(setup, supernet, setup.model)
+    files = str(tmp_path / "a.state"), str(tmp_path / "a.safetensors")
+    row, training = (0,) * len(supernet.space.groups), TrainConfig(6, 32, warmup=0)
+
+    monkeypatch.setattr("epim_nas.supernet.scorer.measure_damage", lambda *_: 0.2)
+    first = scorer.finetune(row, training, 0, *files, until=3)
+    monkeypatch.setattr("epim_nas.supernet.scorer.measure_damage", lambda *_: 0.3)
+    second = scorer.finetune(row, training, 0, *files)
+    assert second.learning_rate == first.learning_rate
+    assert second.before == first.before
+    other = scorer.finetune(row, training, 0, str(tmp_path / "b.state"), files[1])
+    assert other.learning_rate > first.learning_rate
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from epim_nas.models.weights import read_state
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.artefacts import export_trial
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.results import load_result
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_run
 
@@ -394,6 +395,9 @@ def test_a_damaged_finalist_is_named(finished: Path, tmp_path: Path) -> None:
         trained_model(folder, trial)
     with pytest.raises(InputError, match="which: there is no finished trial 999"):
         trained_model(folder, 999)
+    (folder / "finalists" / f"trial-{trial:04d}.json").write_text('{"trial": 1}')
+    with pytest.raises(InputError, match=r"trial-\d+\.json: is damaged"):
+        load_result(RunFolder(folder))
 
 
 def test_tensorboard_ends_with_its_command(finished: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from epim_nas.errors import InputError
 from epim_nas.study.gradient import Descent, _drawn, additive_loss, gradient_rows
 from tests.study.conftest import make_problem
 
@@ -54,6 +55,22 @@ def test_killed_at_any_step_it_ends_with_the_same_designs(tmp_path: Path) -> Non
     assert gradient_rows(problem, 5, loss, DESCENT, 2, checkpoint=checkpoint) == whole
     # Finished, it is read back without another step.
     assert gradient_rows(problem, 5, failing(0), DESCENT, 2, checkpoint=checkpoint) == whole
+
+
+def test_more_designs_than_a_finished_descent_has_are_descended_for(tmp_path: Path) -> None:
+    problem, checkpoint = make_problem(), tmp_path / "gradient.state"
+    loss = additive_loss(problem)
+    gradient_rows(problem, 3, loss, DESCENT, 2, checkpoint=checkpoint)
+    more = gradient_rows(problem, 12, loss, DESCENT, 2, checkpoint=checkpoint)
+    assert more == gradient_rows(problem, 12, loss, DESCENT, 2)
+    assert len(more) > 3
+
+
+def test_a_damaged_descent_is_named(tmp_path: Path) -> None:
+    problem, checkpoint = make_problem(), tmp_path / "gradient.state"
+    checkpoint.write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"gradient\.state"):
+        gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
 
 
 def test_draws_have_the_probabilities_of_the_logits() -> None:

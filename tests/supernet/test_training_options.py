@@ -71,6 +71,21 @@ def test_the_model_ends_with_the_average_of_its_weights() -> None:
     assert not torch.allclose(model.state_dict()["3.weight"], seen[-1]["3.weight"])
 
 
+def test_a_training_that_is_stopped_ends_with_the_average_as_well(tmp_path: Path) -> None:
+    config, short = TrainConfig(steps=12, batch_size=16, lr=0.1, warmup=0, ema=0.8), plain()
+    seen: list[dict[str, torch.Tensor]] = []
+    train(
+        short, bright_or_dark(), config, device="cpu", checkpoint=tmp_path / "state",
+        progress=lambda step, loss: seen.append(states(short)), stop=lambda: len(seen) == 7,
+    )  # fmt: skip
+    assert len(seen) == 7
+    assert not torch.allclose(short.state_dict()["3.weight"], seen[-1]["3.weight"])
+    whole, parts = plain(), plain()
+    train(whole, bright_or_dark(), config, device="cpu")
+    train(parts, bright_or_dark(), config, device="cpu", checkpoint=tmp_path / "state")
+    assert state_bytes(parts) == state_bytes(whole)
+
+
 def test_decay_grows_to_its_limit() -> None:
     decays = [decay_at(updates, 0.99) for updates in range(2000)]
     assert decays[0] == 0.1
