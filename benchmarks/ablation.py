@@ -95,9 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     source = Source.of(arguments)
     recipe = TrainConfig(arguments.steps, 128, lr=arguments.lr, warmup=0.05, distillation=0.5)
-    records = results(
-        source, "ablation", arguments.network, arguments.space, arguments.chip, recipe
-    )
+    base = Lab(source, arguments.network, arguments.chip, arguments.space, recipe)
+    records = results(base, "ablation")
     for name in arguments.variants:
         key = {"variant": name, "compression": arguments.compression}
         missing = [s for s in range(arguments.seeds) if not records.find(**key, seed=s)]

@@ -157,8 +157,8 @@ def main() -> None:
     panels = []
     for name in arguments.networks:
         space = arguments.space or ("narrow" if name == "resnet20" else "wide")
-        records = results(source, "accuracy", name, space, arguments.chip, recipe)
         study = Study(Lab(source, name, arguments.chip, space, recipe))
+        records = results(study.lab, "accuracy")
         for compression in arguments.compressions:
             measure(
                 study, name, compression, arguments.methods, arguments.seeds, records,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,14 @@ def known_by(
     return f"{named}-{digest([space, changes or {}])[:8]}"
 
 
-def results(
-    source: Source, study: str, network: str, space: str, chip: str, recipe: TrainConfig
-) -> Records:
-    """The results of a study; of another network, space, chip or recipe they are others."""
-    measured_by = f"{known_by(space, None)}-{chip}-{recipe.steps}-{recipe.lr:g}"
-    return Records(source.cache / f"{study}-{network}-{measured_by}.jsonl")
+def results(lab: Lab, study: str) -> Records:
+    """The results of a study; of other weights, another space, chip or recipe they are others."""
+    weights = hashlib.sha256()
+    for value in lab.setup.model.state_dict().values():
+        weights.update(value.numpy().tobytes())
+    settings = lab.space.digest, lab.setup.chip.digest, asdict(lab.recipe), weights.hexdigest()
+    name = f"{study}-{lab.setup.network.name}-{digest(settings)[:12]}.jsonl"
+    return Records(lab.folder.path.parent / name)
 
 
 def mean_and_spread(values: Iterable[float]) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from epim_nas.data.base import Data
 from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.files import digest, file_digest
 from epim_nas.models.registry import build_model
 from epim_nas.models.resnet_cifar import CifarResNet
 from epim_nas.models.weights import load_weights, save_weights
@@ -49,8 +50,12 @@ class Source:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Source:
         """The source that the options name."""
-        cache = arguments.cache / Path(arguments.images).name
-        return cls(arguments.images, arguments.weights, cache)
+        images, name = arguments.images, arguments.images
+        if images not in DATA_SETS:
+            # Stored run files name it, and two folders may have one name.
+            images = str(Path(images).resolve())
+            name = f"{Path(images).name}-{digest(images)[:6]}"
+        return cls(images, arguments.weights, arguments.cache / name)
 
     @property
     def config(self) -> DataConfig:
@@ -78,6 +83,7 @@ def resnet20(data: Data, source: Source) -> nn.Module:
     file, config = source.cache / "resnet20.safetensors", TrainConfig(1500, 128, lr=0.01)
     if source.weights is not None:
         load_weights(model, source.weights)
+        file = file.with_stem(f"resnet20-{file_digest(source.weights)[:8]}")
     elif source.images not in DATA_SETS:
         config = TrainConfig(6000, 128, lr=0.1, warmup=0.05)
     return _cached(model, data, config, file)

@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -232,3 +233,22 @@ def test_what_was_measured_is_not_measured_again(study: ModuleType, tmp_path: Pa
     again = Records(file)
     assert again.find(method="bits", seed=0) == [json.loads(file.read_text().splitlines()[0])]
     assert again.find(method="bits", seed=1) == []
+    again.add({"method": "bits", "seed": 1})
+    assert [row["seed"] for row in Records(file).rows] == [0, 1]
+
+
+def test_results_of_other_weights_or_another_recipe_are_others(
+    study: ModuleType, lab: object
+) -> None:
+    from lab import results
+
+    names = {results(lab, "accuracy")._file.name, results(lab, "ablation")._file.name}
+    longer = copy.copy(lab)
+    longer.recipe = TrainConfig(2, 128)
+    names.add(results(longer, "accuracy")._file.name)
+    trained = copy.copy(lab)
+    trained.setup = replace(lab.setup, model=copy.deepcopy(lab.setup.model))
+    assert results(trained, "accuracy")._file.name in names
+    next(trained.setup.model.parameters()).data[0] += 1
+    names.add(results(trained, "accuracy")._file.name)
+    assert len(names) == 4
