@@ -63,7 +63,8 @@ def register_metric(
 
     Args:
         name: its name in run files; letters, digits and underscores.
-        function: computes it; values have to be finite, and positive for the dense network.
+        function: computes it; values have to be finite, and positive for the dense network. A
+            design for which a measured one is not finite is a failed trial.
         text: what it is, with its unit, for people.
         maximise: whether more is better.
         measured: whether the network has to run for it.

@@ -107,7 +107,8 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
 def _own_of_dense(setup: Setup) -> dict[str, float]:
     """The user's measured metrics of the trained network."""
     metrics = own_metrics(measured=True)
-    found = measure_own(metrics, setup.model, setup.data)
+    functions = {metric.name: metric.measured_value for metric in metrics}
+    found = measure_own(functions, setup.model, setup.data)
     return {metric.name: metric.of_dense(metric.finite(found[metric.name])) for metric in metrics}
 
 
@@ -308,5 +309,5 @@ def score_settings(setup: Setup) -> ScoreSettings:
         device=config.device,
         precision=config.precision,
         seed=config.seed + 3,
-        own=tuple(own_metrics(measured=True)),
+        own={metric.name: metric.measured_value for metric in own_metrics(measured=True)},
     )

@@ -12,7 +12,6 @@ largest probability that keeps every limit.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from epim_nas.study.exact import Scores
 from epim_nas.study.knapsack import FloatArray
 from epim_nas.study.problem import SearchProblem
 from epim_nas.study.seeds import judges_accuracy
+from epim_nas.supernet.checkpoint import load_saved
 
 TaskLoss = Callable[[Sequence[Tensor], int], Tensor]
 """(groups of (choices,) one-hot draws, step) -> loss (nats); gradients flow to the draws."""
@@ -91,13 +91,15 @@ def gradient_rows(
         task_loss: what the network loses under a draw.
         descent: how to descend.
         seed: seed of the draws.
-        checkpoint: file of the unfinished descent; it is resumed where there is one. It stays: only
-            who has stored the designs can delete it without losing them.
+        checkpoint: file of the descent; it is resumed where there is one of the same problem,
+            count, seed and descent. It stays: only who has stored the designs can delete it
+            without losing them.
         progress: called with (step, loss).
 
     Raises:
         Infeasible: no row keeps the limit.
         Unreachable: no row keeps all limits.
+        InputError: the checkpoint is damaged.
     """
     state = _State.start(problem, descent.lr)
     identity = _identity(problem, count, descent, seed)
@@ -142,14 +144,13 @@ def _read(checkpoint: Path) -> dict[str, object]:
     """A stored descent.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or holds something else.
     """
-    try:
-        return dict(torch.load(checkpoint, weights_only=True))
-    except (EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
-        raise InputError(
-            str(checkpoint), "is damaged", hint="Remove it to descend from the beginning."
-        ) from None
+    hint = "Remove the file to descend from the beginning."
+    stored = load_saved(checkpoint, hint)
+    if not isinstance(stored, dict):
+        raise InputError(str(checkpoint), "is not a descent", hint=hint)
+    return stored
 
 
 class _State:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from epim_nas.errors import InputError
 from epim_nas.files import atomic_path
 
 FORMAT = "epim-nas/training@1"
+_ANEW = "Remove the file to train from the beginning."
 
 
 @dataclass
@@ -86,15 +87,9 @@ def load_checkpoint(
     Raises:
         InputError: the file is damaged, no checkpoint, or belongs to another training.
     """
-    hint = "Remove the file to train from the beginning."
     content = read_checkpoint(path)
     if content["identity"] != identity:
-        raise InputError(
-            str(path),
-            "belongs to another training (its settings, data, seed or model differ)",
-            "the checkpoint of this training",
-            hint,
-        )
+        raise another_training(path)
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -102,7 +97,7 @@ def load_checkpoint(
             average.load_state_dict(content["average"])
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
-            str(path), f"does not fit the model: {str(error).splitlines()[0]}", hint=hint
+            str(path), f"does not fit the model: {str(error).splitlines()[0]}", hint=_ANEW
         ) from None
     curve = [(int(step), float(loss)) for step, loss in content["curve"]]
     measured = [(int(step), float(value)) for step, value in content.get("measured", [])]
@@ -116,14 +111,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged or no checkpoint of a training.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        # torch's own message has many lines about unsafe loading, which is never right here.
-        reason = error.strerror if isinstance(error, OSError) else "damaged, or not of torch"
-        raise InputError(
-            str(path), f"cannot be read: {reason}", hint="Remove it to train from the beginning."
-        ) from None
+    content = load_saved(path, _ANEW)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(str(path), "is not a checkpoint of a training", f"format `{FORMAT}`")
     return content
+
+
+def load_saved(path: Path, hint: str) -> Any:
+    """What ``torch.save`` wrote of tensors and plain data, tensors on the CPU.
+
+    Args:
+        path: the file.
+        hint: what to do where it is damaged.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError) as error:
+        # torch's own message has many lines about unsafe loading, which is never right here.
+        reason = error.strerror if isinstance(error, OSError) else "damaged, or not of torch"
+        raise InputError(str(path), f"cannot be read: {reason}", hint=hint) from None
+
+
+def another_training(path: Path) -> InputError:
+    """What is said of a checkpoint that belongs to another training."""
+    return InputError(
+        str(path),
+        "belongs to another training (its settings, data, seed or model differ)",
+        "the checkpoint of this training",
+        _ANEW,
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from epim_nas.data.base import Batch, Data
-from epim_nas.files import write_json
+from epim_nas.files import digest, write_json
 from epim_nas.models.weights import save_weights
-from epim_nas.study.metrics import Metric
+from epim_nas.supernet.checkpoint import another_training
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.evaluation import (
     Score,
@@ -26,6 +26,9 @@ from epim_nas.supernet.evaluation import (
 )
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
+
+Measure = Callable[[nn.Module, Data], float]
+"""A metric that the user registered, of a network."""
 
 _CHECKPOINT_EVERY = 50
 """Steps of a fine-tuning that a kill may cost."""
@@ -42,7 +45,7 @@ class ScoreSettings:
         device: torch device.
         precision: see :func:`~epim_nas.supernet.evaluation.autocast`.
         seed: seed of the calibration images.
-        own: metrics that the user registered; each is called with the network and the images.
+        own: metrics that the user registered, by name.
     """
 
     batch_size: int
@@ -51,7 +54,7 @@ class ScoreSettings:
     device: str
     precision: str
     seed: int
-    own: tuple[Metric, ...] = ()
+    own: Mapping[str, Measure] = field(default_factory=dict)
 
     def calibration_batches(self, data: Data) -> list[Batch]:
         """The images that every design is recalibrated with, so that all are measured alike."""
@@ -81,7 +84,7 @@ class FinetuneResult:
     curve: tuple[tuple[int, float], ...]
 
 
-def measure_own(metrics: Sequence[Metric], model: nn.Module, data: Data) -> dict[str, float]:
+def measure_own(metrics: Mapping[str, Measure], model: nn.Module, data: Data) -> dict[str, float]:
     """The values of metrics that the user registered, of a network as it is; finite or not.
 
     Raises:
@@ -90,12 +93,22 @@ def measure_own(metrics: Sequence[Metric], model: nn.Module, data: Data) -> dict
     if not metrics:
         return {}
     with evaluation_mode(model), torch.no_grad():
-        return {metric.name: metric.measured_value(model, data) for metric in metrics}
+        return {name: measure(model, data) for name, measure in metrics.items()}
 
 
 def start_file(checkpoint: Path) -> Path:
     """The file beside a training's checkpoint with what was measured before the training."""
     return checkpoint.with_suffix(".start.json")
+
+
+def _read_start(file: Path) -> dict[str, Any] | None:
+    """What was measured before a training; None where it has to be measured again."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = {"training", "validation_accuracy", "damage"}
+    return stored if isinstance(stored, dict) and known <= stored.keys() else None
 
 
 class Scorer:
@@ -131,6 +144,8 @@ class Scorer:
         """Search-validation accuracy of a design: switch, recalibrate, measure."""
         with self._supernet.frozen(row):
             score = self._measure(self._supernet, "validation")
+            if not math.isfinite(score.loss):
+                return score  # a failed trial; the user's functions need not cope with it
             return replace(score, own=measure_own(self._settings.own, self._supernet, self._data))
 
     def finetune(
@@ -146,8 +161,9 @@ class Scorer:
         """Train a design on its own, from the supernet's weights, distilling the float network.
 
         The better of before and after on the search-validation images is kept: a brief training
-        at too high a rate can cost a good design some points. The test images are used once, on
-        what is kept.
+        at too high a rate can cost a good design some points. The test images choose nothing. They
+        are measured at the end of every call, also where more steps may follow: whether they do
+        is decided elsewhere, and the result of the last call is the design's.
 
         Args:
             row: the design.
@@ -159,9 +175,13 @@ class Scorer:
             lr: peak learning rate, or ``auto`` for the one that follows the damage; it takes the
                 place of that of ``config``.
             until: steps after which to stop for now; the next call with more goes on there.
+
+        Raises:
+            InputError: the checkpoint is damaged, or of another training.
         """
         model = self._supernet.extract(row)
-        before, damage = self._start(model, Path(checkpoint))
+        training = digest([list(map(int, row)), asdict(config), seed, lr])
+        before, damage = self._start(model, Path(checkpoint), training)
         config = replace(config, lr=peak_rate(lr, damage))
         start = {name: value.clone() for name, value in model.state_dict().items()}
         step = 0
@@ -201,23 +221,28 @@ class Scorer:
             curve=result.curve,
         )
 
-    def _start(self, model: nn.Module, checkpoint: Path) -> tuple[float, float]:
-        """Accuracy and damage before the training, kept beside its checkpoint.
+    def _start(self, model: nn.Module, checkpoint: Path, training: str) -> tuple[float, float]:
+        """Accuracy and damage before a training, kept beside its checkpoint.
 
         Another device measures others, if only by rounding, and the rate follows the damage: a
         training that goes on there would be taken for another one.
+
+        Raises:
+            InputError: the checkpoint is of another training.
         """
         file = start_file(checkpoint)
-        if checkpoint.exists() and file.exists():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                start = json.loads(file.read_text(encoding="utf-8"))
-                self._recalibrate(model)
-                return float(start["validation_accuracy"]), float(start["damage"])
+        stored = _read_start(file) if checkpoint.exists() else None
+        if stored is not None:
+            if stored["training"] != training:
+                raise another_training(checkpoint)
+            self._recalibrate(model)
+            return float(stored["validation_accuracy"]), float(stored["damage"])
         before = self._measure(model, "validation").accuracy
         damage = measure_damage(
             model, self._teacher, self._calibration, self._settings.device, self._settings.precision
         )
-        write_json(file, {"validation_accuracy": before, "damage": damage})
+        start = {"training": training, "validation_accuracy": before, "damage": damage}
+        write_json(file, start)
         return before, damage
 
     def _recalibrate(self, model: nn.Module) -> None:

@@ -29,9 +29,9 @@ class TrainConfig:
         temperature: softmax temperature of the distillation (Hinton, Vinyals and Dean,
             arXiv 1503.02531).
         clip_norm: largest L2 norm of the gradient, or None.
-        ema: decay of an exponential moving average of the weights, which the model has at the end;
-            None for the weights themselves. The average is over fewer steps at first
-            (:func:`~epim_nas.supernet.averaging.decay_at`).
+        ema: decay of an exponential moving average of the weights, which the model has at the end,
+            and where the training stops on its way; None for the weights themselves. The average is
+            over fewer steps at first (:func:`~epim_nas.supernet.averaging.decay_at`).
     """
 
     steps: int

@@ -66,10 +66,26 @@ def test_more_designs_than_a_finished_descent_has_are_descended_for(tmp_path: Pa
     assert len(more) > 3
 
 
+@pytest.mark.parametrize("changed", ["problem", "seed", "descent"])
+def test_another_descent_is_not_gone_on_with(tmp_path: Path, changed: str) -> None:
+    problem, checkpoint = make_problem(), tmp_path / "gradient.state"
+    gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
+    problem = make_problem(seed=1) if changed == "problem" else problem
+    descent = replace(DESCENT, lr=0.1) if changed == "descent" else DESCENT
+    seed = 3 if changed == "seed" else 2
+    loss = additive_loss(problem)
+    rows = gradient_rows(problem, 3, loss, descent, seed, checkpoint=checkpoint)
+    assert rows == gradient_rows(problem, 3, loss, descent, seed)
+
+
 def test_a_damaged_descent_is_named(tmp_path: Path) -> None:
     problem, checkpoint = make_problem(), tmp_path / "gradient.state"
-    checkpoint.write_bytes(b"half a file")
-    with pytest.raises(InputError, match=r"gradient\.state"):
+    for content in (b"", b"half a file", b"."):
+        checkpoint.write_bytes(content)
+        with pytest.raises(InputError, match=r"gradient\.state: cannot be read.*Remove the file"):
+            gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
+    torch.save([1, 2], checkpoint)
+    with pytest.raises(InputError, match=r"gradient\.state: is not a descent"):
         gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
 
 
