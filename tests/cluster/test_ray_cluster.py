@@ -70,7 +70,10 @@ def test_no_trial_is_lost_or_repeated_when_workers_nodes_and_the_driver_are_kill
     cluster: Cluster, tmp_path: Path
 ) -> None:
     rng = random.Random(7)
-    run = write_run(tmp_path, search__trials=TRIALS, search__validation_images=300)
+    run = write_run(
+        tmp_path, model={"name": "tests.cluster.slow:slow_net"}, search__trials=TRIALS,
+        search__validation_images=300,
+    )  # fmt: skip
     out = tmp_path / "run"
     first = cluster.add_node(cpus=1)
     search = Search(cluster, run, out)
