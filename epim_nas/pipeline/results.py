@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shlex
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.study.store import STUDY_NAME, TrialStore
 
 log = logging.getLogger(__name__)
+
+_DESIGN_NAME = re.compile(r"trial-([0-9]{4,})\.yaml")
+"""Of the design files that a run writes; others in their folder are the user's."""
 
 MEASURED = {
     "supernet_top1": "search-validation images, shared weights, batch norm recalibrated",
@@ -255,8 +259,8 @@ def write_results(result: RunResult, folder: RunFolder, cost: CostModel, network
     write_front_csv(result, folder.path / "front.csv")
     shown = _shown(result)
     for stale in folder.designs.glob("trial-*.yaml"):
-        written = stale.stem.removeprefix("trial-")
-        if written.isdigit() and int(written) not in shown:
+        written = _DESIGN_NAME.fullmatch(stale.name)
+        if written and int(written[1]) not in shown:
             stale.unlink()  # left the front when the search went on
     for number in shown:
         design = full_design(result, by_number[number], cost)

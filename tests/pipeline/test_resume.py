@@ -112,7 +112,9 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def test_interrupted_and_extended(finished: Path, copied: Path) -> None:
     run = copied.with_name("tiny.yaml")
-    (copied / "designs" / "trial-0004-mine.yaml").write_text("of the user")
+    mine = [copied / "designs" / name for name in ("trial-0004-mine.yaml", "trial-².yaml")]
+    for file in mine:
+        file.write_text("of the user")
 
     def search(trials: int) -> tuple[object, ...]:
         return ("search", run, "--out", copied, "--set", f"search.trials={trials}")
@@ -143,7 +145,7 @@ def test_interrupted_and_extended(finished: Path, copied: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert command.outcome_of(copied) == outcome
     assert (copied / "front.csv").read_bytes() == front
-    assert (copied / "designs" / "trial-0004-mine.yaml").read_text() == "of the user"
+    assert [file.read_text() for file in mine] == ["of the user"] * 2
 
 
 def test_a_finalist_goes_on_where_its_damage_is_measured_otherwise(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from epim_nas import InputError
+from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
 from epim_nas.study.problem import SearchProblem
+from epim_nas.study.results import Finalist
 from epim_nas.study.storage import open_journal
 from epim_nas.study.store import STUDY_NAME, TrialStore, without_legacy
 
@@ -156,3 +159,23 @@ def test_a_reader_that_comes_before_the_settings_writes_nothing(
     assert journal.read_bytes() == before
     open_store(tmp_path, problem, budget=7)
     open_store(tmp_path, problem, budget=7)
+
+
+def test_a_short_outage_at_its_end_does_not_end_a_run(
+    tmp_path: Path, problem: SearchProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    store = open_store(tmp_path, problem)
+    add(store, problem, 0)
+    finalist = Finalist(0, store.records()[0].design, {}, 10, 0.75, 0.5, (), "a.safetensors")
+    read, outages = store._storage.get_study_user_attrs, [OSError("the server restarts")]
+
+    def down_once(study_id: int) -> dict[str, Any]:
+        if outages:
+            raise outages.pop()
+        return read(study_id)
+
+    monkeypatch.setattr(store._storage, "get_study_user_attrs", down_once)
+    store.note_finalists([finalist])
+    assert not outages
+    assert store.study.user_attrs["finalists"]["0"]["test_accuracy"] == 0.5
