@@ -186,7 +186,10 @@ class Records:
         self.rows: list[dict[str, Any]] = []
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            for line in file.read_text().splitlines():
+            content = file.read_text()
+            if not content.endswith("\n"):  # a line that a kill has cut off; the next one is whole
+                file.write_text(content + "\n")
+            for line in content.splitlines():
                 try:
                     self.rows.append(json.loads(line))
                 except json.JSONDecodeError:
@@ -199,10 +202,8 @@ class Records:
     def add(self, row: dict[str, Any]) -> None:
         """Store a row."""
         self.rows.append(row)
-        # A line that a kill has cut off has no end, and what follows has to start a new one.
-        torn = self._file.exists() and not self._file.read_bytes().endswith(b"\n")
         with self._file.open("a") as stream:
-            stream.write("\n" * torn + json.dumps(row) + "\n")
+            stream.write(json.dumps(row) + "\n")
 
 
 def known_by(

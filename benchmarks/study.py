@@ -25,7 +25,7 @@ import numpy as np
 import optuna
 from modelled import Result, Subject, explore
 from rich.console import Console
-from study_tables import cost_tables, stages_table
+from study_tables import OBJECTIVES, cost_tables, stages_table
 
 from epim_nas import EpitomeShape
 from epim_nas.epitome.design import Choice, Design
@@ -45,7 +45,6 @@ BUDGETS = ((5696, 32), (1424, 9), (712, 5), (428, 3))
 """(crossbars, weight bits): at these bits each budget is a third to a half of the dense network."""
 BITS = (32, 9, 7, 5, 3, 2)
 """Of the networks that no search has made."""
-OBJECTIVES = ("latency_ns", "energy_nj", "edp_nj_ns")
 UNITS = {"latency_ns": 1e6, "energy_nj": 1e6, "edp_nj_ns": 1e12}
 """To ms, mJ and mJ ms."""
 NAMES = {"epitome": "searched", "evolution": "evolved"}

@@ -107,8 +107,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
 def _own_of_dense(setup: Setup) -> dict[str, float]:
     """The user's measured metrics of the trained network."""
     metrics = own_metrics(measured=True)
-    functions = {metric.name: metric.measured_value for metric in metrics}
-    found = measure_own(functions, setup.model, setup.data)
+    found = measure_own(score_settings(setup).own, setup.model, setup.data)
     return {metric.name: metric.of_dense(metric.finite(found[metric.name])) for metric in metrics}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -52,14 +50,9 @@ def test_the_smallest_searched_design_is_below_dense_in_latency_and_energy(netwo
 
 
 @pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts are importable, as they import each other."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def test_the_tables_of_the_page_are_those_of_the_data(benchmarks: None) -> None:
