@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from epim_nas.cluster.connection import connect, fitting
 from epim_nas.cluster.executor import Executor, Factory, Outcome, PoolState, one_line
 from epim_nas.errors import EpimError, InputError
+from epim_nas.units import duration
 
 if TYPE_CHECKING:
     from epim_nas.cluster.actor import Hello
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 _HEARTBEAT = 1.0
 """Seconds between two looks at deadlines and at the cluster's size."""
 _QUIET = 60.0
-"""Seconds between two messages that no worker is alive."""
+"""Seconds between two messages that no worker is alive, and until one about a long call."""
 _LEAST_LIMIT, _TIMES_MEDIAN, _KNOWN = 60.0, 10.0, 5
 """An automatic limit: at least so many seconds, so many times the median of so many calls."""
 _SHORT_SECONDS = 1.0
@@ -71,6 +72,7 @@ class _Call:
     losses: list[str] = field(default_factory=list)
     started: float = 0.0
     overdue: float = 0.0
+    patience: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -184,7 +186,7 @@ class RayExecutor(Executor):
     def _start_calls(self) -> None:
         while self._queue and (actor := self._next_actor(self._queue[0])) is not None:
             call = self._queue.popleft()
-            call.started, call.overdue = time.monotonic(), 0.0
+            call.started, call.overdue, call.patience = time.monotonic(), 0.0, _QUIET
             reference = actor.call.remote(call.method, *call.args)
             self._busy[reference] = (call, actor)
             self._given.setdefault(actor, deque()).append(reference)
@@ -309,6 +311,13 @@ class RayExecutor(Executor):
             if not call.overdue and call.seconds > limit:
                 call.overdue = limit
                 self._ray.kill(actor, no_restart=False)
+            elif limit == float("inf") and call.seconds > call.patience:
+                # Long, or frozen: nothing tells which, but the user must not take it for a hang.
+                log.info(
+                    "call %s: %s on %s so far; `executor.timeout_s` would limit it",
+                    call.key, duration(call.seconds), self._hosts.get(actor, "?"),
+                )  # fmt: skip
+                call.patience *= 2
         self._grow()
         if self._idle or self._given:
             self._quiet_since = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -52,18 +53,17 @@ class Search:
     def log(self) -> str:
         return (self.out.parent / "search.log").read_text()
 
+    @property
+    def worker(self) -> int:
+        """Process of the newest actor of this search: another test's cluster may run beside it."""
+        return int(re.findall(r"worker (\d+) on \S+ is ready", self.log)[-1])
+
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.log[-3000:]}"
             assert time.monotonic() < deadline, f"not {what} in time:\n{self.log[-3000:]}"
             time.sleep(0.05)
-
-
-def workers() -> list[int]:
-    """Processes of the actors."""
-    found = subprocess.run(["pgrep", "-f", "ray::WorkerActor"], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
 
 
 def test_no_trial_is_lost_or_repeated_when_workers_nodes_and_the_driver_are_killed(
@@ -79,10 +79,9 @@ def test_no_trial_is_lost_or_repeated_when_workers_nodes_and_the_driver_are_kill
     search = Search(cluster, run, out)
     some, more = rng.randint(5, 15), rng.randint(5, 20)
     search.wait_until(lambda: len(stored(out)) >= some, "some trials were stored")
-    os.kill(rng.choice(workers()), signal.SIGKILL)
+    os.kill(search.worker, signal.SIGKILL)
     search.wait_until(lambda: search.log.count(" is ready (") >= 2, "the worker was back")
-    for worker in workers():
-        os.kill(worker, signal.SIGSTOP)  # or a fast one does all trials before the node is there
+    os.kill(search.worker, signal.SIGSTOP)  # or it does all trials before the node is there
     cluster.add_node(cpus=1)  # joins late
     search.wait_until(lambda: search.log.count(" is ready (") >= 3, "the late node's worker")
     cluster.kill_node(first)

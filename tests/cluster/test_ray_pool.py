@@ -135,6 +135,20 @@ def test_a_call_that_always_hangs_is_given_up() -> None:
         assert "took longer than 1 s" in executor.wait().error
 
 
+def test_a_call_that_nothing_limits_is_not_taken_for_a_hang(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("epim_nas.cluster.ray_executor._QUIET", 1.0)
+    logging.getLogger("epim_nas").propagate = True
+    caplog.set_level(logging.INFO, "epim_nas")
+    with RayExecutor(Worker, PoolSettings(workers=1, cpus=0.5)) as executor:
+        executor.submit("first", "sleep", 5.0)
+        assert not executor.wait().error
+    said = [r.getMessage() for r in caplog.records if "would limit it" in r.getMessage()]
+    assert 1 <= len(said) <= 3, "after 1, 2 and 4 s"
+    assert said[0].startswith("call first: ")
+
+
 def test_room_that_is_not_there_is_said_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(InputError) as caught:

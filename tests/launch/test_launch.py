@@ -84,7 +84,9 @@ def test_a_job_that_is_stopped_has_saved_what_it_found(cluster: Cluster, tmp_pat
     name = done.stdout.split("Job ")[1].split()[0]
     until = time.monotonic() + 90
     while len(stored(out)) < 5:
-        assert time.monotonic() < until, command(cluster, "jobs", name, "--logs").stdout
+        if time.monotonic() > until:
+            where = ("--address", address(cluster))
+            pytest.fail(command(cluster, "jobs", name, *where, "--logs").stdout)
         time.sleep(0.5)
     stopped = command(cluster, "jobs", name, "--address", address(cluster), "--stop")
     assert "STOPPED" in stopped.stdout, stopped.stdout + stopped.stderr
