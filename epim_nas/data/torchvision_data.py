@@ -1,22 +1,18 @@
 """Image folders: small images into memory, large ones streamed through a torch DataLoader.
 
-Worker processes decode, crop and resize; images travel between processes as uint8, a quarter of the
-bytes, and are normalised where they arrive. The images of a search are evaluated hundreds of times:
-they are decoded once and kept, as far as memory is allowed.
+The images of a search are evaluated hundreds of times: they are decoded once and kept, as far as
+memory is allowed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from epim_nas.data.arrays import (
     ArrayData,
@@ -36,9 +32,18 @@ from epim_nas.data.base import (
     seed_of,
     shuffled_indices,
 )
+from epim_nas.data.decoding import (
+    Cache,
+    Files,
+    Key,
+    Loading,
+    Mode,
+    Restartable,
+    open_image,
+    pillow,
+)
 from epim_nas.data.folders import Samples, find_samples
 from epim_nas.errors import InputError
-from epim_nas.models._torchvision import import_torchvision
 
 if TYPE_CHECKING:
     from epim_nas.data.registry import DataConfig, NamedArgs
@@ -50,12 +55,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Images up to this size, and at most so many bytes of them, are held in memory.
 SMALL_PIXELS = 64
 _MEMORY_BYTES = 4 << 30
-# The usual evaluation of ImageNet networks: shorter side 256, centre 224
-_RESIZE_RATIO = 256 / 224
-# Batches that each worker process prepares ahead
-_PREFETCH = 4
-
-Mode = Literal["L", "RGB"]
 
 
 def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int) -> Data:
@@ -96,7 +95,7 @@ def load_image_folder(config: DataConfig, args: NamedArgs, root: Path, seed: int
             augment=config.augment,
             description=description,
         )
-    loading = _Loading(mode, config.image_size or 224, config.augment)
+    loading = Loading(mode, config.image_size or 224, config.augment)
     return FolderData(
         config.name,
         splits,
@@ -156,7 +155,7 @@ class FolderData(Data):
         name: str,
         splits: Mapping[str, Samples],
         num_classes: int,
-        loading: _Loading,
+        loading: Loading,
         mean: Sequence[float],
         std: Sequence[float],
         *,
@@ -175,8 +174,8 @@ class FolderData(Data):
         self._loading = loading
         self._workers = workers
         self._normalisation = Normalisation(mean, std)
-        self._cache = _Cache(cache_bytes)
-        self._evaluation: _Restartable | None = None
+        self._cache = Cache(cache_bytes)
+        self._evaluation: Restartable | None = None
 
     def train_batches(
         self, batch_size: int, seed: int, start_step: int = 0, part: Part = WHOLE
@@ -185,7 +184,7 @@ class FolderData(Data):
         order = shuffled_indices(self.sizes["train"], batch_size, seed, start_step)
         first, every = part
 
-        def keys_of(step: int, chosen: list[int]) -> list[_Key]:
+        def keys_of(step: int, chosen: list[int]) -> list[Key]:
             keys = [
                 ("train", index, seed_of("augment", seed, step, i))
                 for i, index in enumerate(chosen)
@@ -194,8 +193,8 @@ class FolderData(Data):
 
         keys = (keys_of(step, chosen.tolist()) for step, chosen in enumerate(order, start_step))
         # An endless stream of its own, beside which others are evaluated.
-        files = _Files(self._splits, self._loading)
-        return self._normalised(_Restartable(files, self._workers, keep=False).batches(keys))
+        files = Files(self._splits, self._loading)
+        return self._normalised(Restartable(files, self._workers, keep=False).batches(keys))
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterable[Batch]:
         """See :meth:`Data.batches`."""
@@ -208,13 +207,13 @@ class FolderData(Data):
         """Some images of a split, uint8."""
         kept, n = self._cache.get(split, chosen), len(chosen)
         if kept is None:
-            keys: Iterable[list[_Key]] = (
+            keys: Iterable[list[Key]] = (
                 [(split, index, 0) for index in chosen[start : start + batch_size]]
                 for start in range(0, n, batch_size)
             )
             if self._evaluation is None:
-                files = _Files(self._splits, replace(self._loading, augment=False))
-                self._evaluation = _Restartable(files, self._workers, keep=True)
+                files = Files(self._splits, replace(self._loading, augment=False))
+                self._evaluation = Restartable(files, self._workers, keep=True)
             yield from self._cache.filled(split, chosen, self._evaluation.batches(keys))
             return
         images, labels = kept
@@ -228,143 +227,7 @@ class FolderData(Data):
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process decodes for itself: its copy travels without images and workers.
-        return {**vars(self), "_cache": _Cache(self._cache.limit), "_evaluation": None}
-
-
-_Key = tuple[str, int, int]
-"""Split, index of the image, seed of its augmentation."""
-
-
-class _Cache:
-    """Decoded images, of each split those that were asked for last, within a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._kept: dict[str, tuple[list[int], Batch]] = {}
-
-    def get(self, split: str, chosen: list[int]) -> Batch | None:
-        """The images of these indices, if all of them are here; indices rise."""
-        known, (images, labels) = self._kept.get(split, ([], (torch.empty(0), torch.empty(0))))
-        if known == chosen:
-            return images, labels
-        if not set(chosen) <= set(known):
-            return None
-        places = torch.from_numpy(np.searchsorted(known, chosen))
-        return images[places], labels[places]
-
-    def filled(self, split: str, chosen: list[int], batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they come; kept when all chosen images have come and fit."""
-        room = self.limit - sum(
-            images.nbytes for name, (_, (images, _)) in self._kept.items() if name != split
-        )
-        collected: list[Batch] = []
-        size = count = 0
-        for images, labels in batches:
-            size, count = size + images.nbytes, count + len(labels)
-            if size <= room:
-                collected.append((images, labels))
-                # Before the last batch is handed out: a reader may not ask for the end.
-                if count == len(chosen):
-                    whole, classes = (torch.cat(parts) for parts in zip(*collected, strict=True))
-                    self._kept[split] = chosen, (whole, classes)
-            else:
-                collected.clear()
-            yield images, labels
-
-
-class _Restartable:
-    """A DataLoader that is given its keys anew, while its worker processes stay.
-
-    Args:
-        files: the files.
-        workers: processes; 0 for this one.
-        keep: whether they stay for a next time. Only one iteration at a time is possible then.
-    """
-
-    def __init__(self, files: _Files, workers: int, keep: bool) -> None:
-        self._keys: Iterable[list[_Key]] = ()
-        self._loader: Iterable[Batch | InputError] = torch.utils.data.DataLoader(
-            files,
-            batch_sampler=self,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=keep and workers > 0,
-            prefetch_factor=_PREFETCH if workers > 0 else None,
-        )
-
-    def __iter__(self) -> Iterator[list[_Key]]:
-        return iter(self._keys)
-
-    def batches(self, keys: Iterable[list[_Key]]) -> Iterator[Batch]:
-        """The images of the keys, a list a batch."""
-        self._keys = keys
-        for batch in self._loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-
-
-@dataclass(frozen=True)
-class _Loading:
-    """How an image file becomes pixels, uint8 (C, size, size)."""
-
-    mode: Mode
-    size: int
-    augment: bool
-
-    @property
-    def shorter_side(self) -> int:
-        """To which an image is resized before the centre is cropped, if it is not augmented."""
-        return round(self.size * _RESIZE_RATIO)
-
-    def transform(self) -> Any:
-        transforms = import_torchvision("reading images").transforms
-        if self.augment:
-            steps = [transforms.RandomResizedCrop(self.size), transforms.RandomHorizontalFlip()]
-        else:
-            steps = [transforms.Resize(self.shorter_side), transforms.CenterCrop(self.size)]
-        return transforms.Compose([*steps, transforms.PILToTensor()])
-
-
-class _Files(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
-    """Key -> image and label; picklable for worker processes."""
-
-    def __init__(self, splits: Mapping[str, Samples], loading: _Loading) -> None:
-        self.splits = splits
-        self.loading = loading
-        self._transform: Any = None
-
-    def __getitem__(self, key: _Key) -> tuple[Tensor, int] | InputError:
-        split, index, seed = key
-        samples = self.splits[split]
-        if self._transform is None:
-            # Made where it is used: a worker process may have to mend torchvision's import.
-            self._transform = self.loading.transform()
-        # A JPEG of a large photograph is decoded at a half, a quarter or an eighth of its size
-        # where that is still twice what it is resized to.
-        least = None if self.loading.augment else 2 * self.loading.shorter_side
-        try:
-            image = _open(samples.paths[index], least).convert(self.loading.mode)
-        except InputError as error:
-            # A DataLoader would turn it into a RuntimeError with a traceback.
-            return error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self._transform(image), int(samples.labels[index])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_transform": None}
-
-
-def _collate(items: Sequence[tuple[Tensor, int] | InputError]) -> Batch | InputError:
-    images, labels = [], []
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+        return {**vars(self), "_cache": Cache(self._cache.limit), "_evaluation": None}
 
 
 def default_normalisation(mode: Mode) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -379,7 +242,7 @@ def _look_at(samples: Samples) -> tuple[tuple[int, int] | None, Mode]:
     sizes, grey = set(), True
     for label in np.unique(samples.labels)[:100]:
         for index in np.flatnonzero(samples.labels == label)[:3]:
-            image = _open(samples.paths[index])
+            image = open_image(samples.paths[index])
             sizes.add(image.size)
             grey = grey and image.mode in ("1", "L", "I", "I;16", "F")
     return (sizes.pop() if len(sizes) == 1 else None), ("L" if grey else "RGB")
@@ -388,9 +251,9 @@ def _look_at(samples: Samples) -> tuple[tuple[int, int] | None, Mode]:
 def _read_all(samples: Samples, mode: Mode, size: int | None) -> Images:
     arrays: list[np.ndarray[Any, Any]] = []
     for path in samples.paths:
-        image = _open(path).convert(mode)
+        image = open_image(path).convert(mode)
         if size is not None and image.size != (size, size):
-            image = image.resize((size, size), _pillow().BILINEAR)
+            image = image.resize((size, size), pillow().BILINEAR)
         array = np.asarray(image, dtype=np.uint8)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         if arrays and array.shape != arrays[0].shape:
@@ -403,26 +266,3 @@ def _read_all(samples: Samples, mode: Mode, size: int | None) -> Images:
             )
         arrays.append(array)
     return Images(np.stack(arrays), samples.labels)
-
-
-def _open(path: str, least: int | None = None) -> Any:
-    """The decoded image in a file; a JPEG may be smaller, its sides ``least`` pixels or more."""
-    pillow = _pillow()
-    try:
-        image = pillow.open(path)
-        if least is not None:
-            image.draft(None, (least, least))
-        image.load()
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise InputError(
-            f"data.root: {path}", f"cannot be read as an image: {error}", hint="Remove the file."
-        ) from None
-    return image
-
-
-def _pillow() -> ModuleType:
-    # Pillow comes with torchvision.
-    import_torchvision("reading images")
-    from PIL import Image
-
-    return Image

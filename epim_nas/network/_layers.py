@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from epim_nas.errors import InputError
 from epim_nas.network import _operations as ops
+from epim_nas.network._forward import check_forward
 from epim_nas.network._geometry import adaptive_pooling, output_size, same_padding
 from epim_nas.network.spec import INPUT, LayerSpec
 
@@ -134,7 +135,7 @@ class LayerBuilder:
                 "the same padding on both sides",
                 "Pad explicitly (nn.ZeroPad2d) before a convolution without padding.",
             )
-        _check_forward(target, module, nn.Conv2d, source)
+        check_forward(target, module, nn.Conv2d, source)
         return self._append(spec)
 
     def _linear(self, target: str, module: Any, sources: Sources, source: torch.Tensor) -> Sources:
@@ -147,7 +148,7 @@ class LayerBuilder:
                 "Flatten before it, or write a per-pixel linear layer as a 1x1 nn.Conv2d; "
                 "attention and token networks are not supported.",
             )
-        _check_forward(target, module, nn.Linear, source)
+        check_forward(target, module, nn.Linear, source)
         return self._append(
             LayerSpec(
                 name=self._unique(target),
@@ -355,47 +356,6 @@ class LayerBuilder:
             candidate, number = f"{name}_{number}", number + 1
         self._names.add(candidate)
         return candidate
-
-
-def _check_forward(
-    target: str, module: Any, kind: type[nn.Conv2d] | type[nn.Linear], source: torch.Tensor
-) -> None:
-    """Refuse a layer whose ``forward`` is not the convolution or product with its ``weight``.
-
-    Crossbars and epitomes hold the weight; what a subclass, or a ``forward`` set on the instance,
-    does to it first (standardisation, a gain) would be lost without a word.
-    """
-    own = type(module)
-    overridden = (
-        own.forward is not kind.forward
-        or (kind is nn.Conv2d and own._conv_forward is not nn.Conv2d._conv_forward)
-        or not {"forward", "_conv_forward"}.isdisjoint(vars(module))
-    )
-    if not isinstance(module, kind) or not overridden or source.is_meta:
-        return
-    # Not the input of the run: after constant images it can be zero everywhere.
-    values = torch.arange(source.numel(), device=source.device, dtype=torch.float32)
-    values = (1.7 * values).sin().reshape(source.shape).to(source.dtype)
-    with torch.no_grad():
-        if isinstance(module, nn.Conv2d):
-            plain = nn.Conv2d._conv_forward(module, values, module.weight, module.bias)
-            product = nn.Conv2d._conv_forward(module, values, module.weight, None)
-        else:
-            plain = nn.functional.linear(values, module.weight, module.bias)
-            product = nn.functional.linear(values, module.weight)
-        found = module(values)
-    # A large bias hides what is done to the weight: only its rounding is allowed for. 1e-3 is
-    # above the rounding of TF32, which GPUs convolve float32 in.
-    unit = torch.finfo(plain.dtype).eps
-    allowed = max(1e-3, 4 * unit) * product.float().norm() + 4 * unit * plain.float().norm()
-    if found.shape != plain.shape or not (found - plain).float().norm() <= allowed:
-        raise InputError(
-            f"model: {target}",
-            f"{type(module).__name__} computes something else than its `weight` and `bias` say",
-            f"a forward that is that of nn.{kind.__name__}, up to rounding",
-            f"Replace it by an nn.{kind.__name__} that holds the weights it computes with, and put "
-            "what it does before or after (an activation, quantization) in modules of their own.",
-        )
 
 
 def _resolve_padding(

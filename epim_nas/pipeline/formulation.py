@@ -23,7 +23,8 @@ from epim_nas.study.exact import Limit, Scores, Unreachable, minimise
 from epim_nas.study.exact import totals as summed
 from epim_nas.study.knapsack import FloatArray, Infeasible, IntArray
 from epim_nas.study.metrics import METRICS, Metric, metric_of, own_costs, own_metrics, parts_of
-from epim_nas.study.problem import PIPELINED, SearchProblem, StandIn
+from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.solver import PIPELINED
 from epim_nas.study.standins import ENERGY, find_standins
 from epim_nas.study.surrogate import fit_additive
 from epim_nas.supernet.sensitivity import Table

@@ -12,7 +12,8 @@ from epim_nas.study.exact import Certificate, Exact, Unreachable, front, totals
 from epim_nas.study.knapsack import FloatArray, Infeasible
 from epim_nas.study.metrics import METRICS, is_maximised, metric_of
 from epim_nas.study.pareto import box_volume, non_dominated
-from epim_nas.study.problem import PIPELINED, ROOMIEST, SearchProblem, StandIn
+from epim_nas.study.problem import SearchProblem, StandIn
+from epim_nas.study.solver import PIPELINED, ROOMIEST
 
 _CAPS = 12
 """Caps of the slowest layer's time that are tried with each weighted sum."""

@@ -11,7 +11,8 @@ from collections.abc import Container
 from epim_nas.space.space import Row
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.knapsack import FloatArray
-from epim_nas.study.problem import PIPELINED, StandIn
+from epim_nas.study.problem import StandIn
+from epim_nas.study.solver import PIPELINED
 
 ENERGY = "energy_nj"
 _SHARE = 0.05

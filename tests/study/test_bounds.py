@@ -22,8 +22,9 @@ from epim_nas.study import exact
 from epim_nas.study.bounds import Bounds
 from epim_nas.study.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.study.knapsack import Infeasible
-from epim_nas.study.problem import PIPELINED, SearchProblem, StandIn
+from epim_nas.study.problem import SearchProblem, StandIn
 from epim_nas.study.seeds import _followed, _solutions, exact_seeds
+from epim_nas.study.solver import PIPELINED
 from epim_nas.study.standins import ENERGY, find_standins
 from tests.hardware.nets import chain, conv, residual
 
