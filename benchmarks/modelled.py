@@ -22,7 +22,8 @@ from epim_nas.hardware import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import LayerSpec
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.formulation import Costs, formulate
+from epim_nas.pipeline.costs import Costs
+from epim_nas.pipeline.formulation import formulate
 from epim_nas.pipeline.setup import Setup
 from epim_nas.study.gradient import Descent, additive_loss, gradient_rows
 from epim_nas.study.history import distributions, params_of, row_of

@@ -32,8 +32,9 @@ from rich.table import Table
 from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.cluster.ray_executor import PoolSettings, RayExecutor
 from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.costs import Costs
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import Costs, formulate, with_sensitivity
+from epim_nas.pipeline.formulation import formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (

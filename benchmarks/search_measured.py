@@ -27,8 +27,9 @@ from rich.table import Table
 
 from epim_nas.cluster.executor import LocalExecutor, Outcome
 from epim_nas.pipeline.config import RunConfig, load_run_config
+from epim_nas.pipeline.costs import Costs
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import Costs, formulate, with_sensitivity
+from epim_nas.pipeline.formulation import formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter, setup_logging
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.shared_weights import train_supernet

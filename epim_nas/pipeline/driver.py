@@ -15,16 +15,12 @@ from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
 from epim_nas.pipeline.config import RunConfig, load_run_config
+from epim_nas.pipeline.costs import Costs
 from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import (
-    Costs,
-    UnreachableBudget,
-    check_reachable,
-    formulate,
-    with_sensitivity,
-)
+from epim_nas.pipeline.formulation import formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.reachability import UnreachableBudget, check_reachable
 from epim_nas.pipeline.results import load_result, open_store, versions, write_results
 from epim_nas.pipeline.reuse import take_over
 from epim_nas.pipeline.setup import Setup
