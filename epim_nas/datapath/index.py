@@ -92,12 +92,13 @@ class LayerInfo(Strict):
 
 
 class DatapathIndex(Strict):
-    """The content of ``datapath.json``."""
+    """The content of ``datapath.json``; ``weights_sha256`` is that of the weights in the cells."""
 
     schema_: Literal["epim-nas/datapath-index@1"] = pydantic.Field(alias="schema")
     network: str
     hardware: dict[str, str]
     design_sha256: str
+    weights_sha256: str | None = None
     layers: list[LayerInfo]
 
 

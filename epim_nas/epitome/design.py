@@ -60,7 +60,7 @@ class Choice:
         shape = "dense" if self.shape is None else str(self.shape)
         bits = f"w{self.weight_bits or 'f'}a{self.activation_bits or 'f'}"
         wrap = (" wrap" if self.wrap else "") + (" wrap_in" if self.wrap_in else "")
-        whole = None if self.shape is None else self.shape.as_tuple[:2]
+        whole = None if self.shape is None else self.shape.channels
         patch = f" patch {self.patch[0]}x{self.patch[1]}" if self.patch not in (None, whole) else ""
         return f"{shape}{patch}{wrap} {bits}"
 
@@ -253,7 +253,7 @@ def _choice_to_dict(choice: Choice) -> dict[str, Any]:
             "height": choice.shape.height,
             "width": choice.shape.width,
         }
-        layer["patch"] = list(choice.patch or (choice.shape.out_channels, choice.shape.in_channels))
+        layer["patch"] = list(choice.patch or choice.shape.channels)
         layer["wrap"] = choice.wrap
         if choice.wrap_in:
             layer["wrap_in"] = True

@@ -92,7 +92,7 @@ class SamplingPlan:
         out_total, in_total, kernel_h, kernel_w = (int(size) for size in conv_shape)
         weight_shape = (out_total, in_total, kernel_h, kernel_w)
         shape.check_fits(weight_shape)
-        patch_out, patch_in = patch or (shape.out_channels, shape.in_channels)
+        patch_out, patch_in = patch or shape.channels
         if not (1 <= patch_out <= shape.out_channels and 1 <= patch_in <= shape.in_channels):
             raise InputError(
                 "patch",

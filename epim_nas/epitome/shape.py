@@ -44,6 +44,11 @@ class EpitomeShape:
         """(Oe, Ie, He, We)."""
         return (self.out_channels, self.in_channels, self.height, self.width)
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """(Oe, Ie): the channels of a patch where a choice gives none."""
+        return (self.out_channels, self.in_channels)
+
     @classmethod
     def dense(cls, weight_shape: Sequence[int]) -> EpitomeShape:
         """The shape whose epitome is the weight itself."""

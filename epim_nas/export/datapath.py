@@ -46,6 +46,7 @@ def export_datapath(
     chip: Chip,
     folder: str | Path,
     stored: Mapping[str, StoredLayer] | None = None,
+    weights_sha256: str | None = None,
 ) -> list[Path]:
     """Write the datapath of a design into a folder, then read it back and compare.
 
@@ -56,6 +57,8 @@ def export_datapath(
         folder: where to write.
         stored: the integers of the quantized layers
             (:func:`~epim_nas.datapath.stored.stored_layers`); without them no cells are written.
+        weights_sha256: digest of the weights that these integers are of
+            (:func:`~epim_nas.export.weights.weights_digest`), for the index.
 
     Returns:
         The files, the index ``datapath.json`` first.
@@ -79,6 +82,8 @@ def export_datapath(
             "network": design.network,
             "hardware": {"name": chip.name, "digest": chip.digest},
             "design_sha256": design_digest(design),
+            # Tables without cells are those of any weights.
+            "weights_sha256": weights_sha256 if stored else None,
             "layers": [image.info() for image in images],
         },
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from epim_nas.epitome.design import Design
-from epim_nas.files import atomic_path
 from epim_nas.network.spec import Network
+from epim_nas.report.csv_file import write_csv
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 
 DESIGN_FILE = "design.yaml"
@@ -52,19 +51,6 @@ def write_layers_csv(rows: Sequence[LayerRow], path: str | Path) -> None:
     Sizes are written as ``64x32x3x3``; a dense layer has an empty ``epitome_shape`` and ``patch``;
     empty bits mean floating point; unknown values are empty.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(LAYER_COLUMNS)
-        for row in rows:
-            writer.writerow([_cell(getattr(row, column)) for column in LAYER_COLUMNS])
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    # repr keeps every digit of a float, so reading the file gives the same number back.
-    return repr(float(value)) if isinstance(value, float) else value
+    write_csv(
+        path, LAYER_COLUMNS, ([getattr(row, column) for column in LAYER_COLUMNS] for row in rows)
+    )

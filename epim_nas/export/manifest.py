@@ -19,6 +19,8 @@ MANIFEST_FILE = "manifest.json"
 MANIFEST_SCHEMA = "epim-nas/manifest@1"
 DESIGN_KEY = "epim_nas.design_sha256"
 """Under this key files of other formats keep the digest of their design."""
+WEIGHTS_KEY = "epim_nas.weights_sha256"
+"""Under this one that of the weights that they were made of."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -11,16 +11,21 @@ from epim_nas.datapath.index import INDEX_FILE
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.errors import InputError
 from epim_nas.export.design import DESIGN_FILE
-from epim_nas.export.manifest import DESIGN_KEY, Manifest, design_digest, verify_manifest
+from epim_nas.export.manifest import (
+    DESIGN_KEY,
+    WEIGHTS_KEY,
+    Manifest,
+    design_digest,
+    verify_manifest,
+)
 from epim_nas.export.mnsim import MNSIM_FILE, design_of
+from epim_nas.export.weights import WEIGHTS, load_weights, weights_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "epitomes.safetensors"
-"""File of the epitomes in an export folder."""
 DATAPATH = "datapath"
-"""Its folder of the datapath."""
+"""Folder of the datapath in an export folder."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def verify_export(folder: str | Path) -> tuple[Manifest, list[Check]]:
 
     Every file against its digest; the design against the manifest; epitomes against the design
     (names, shapes, finite values); the datapath's tables in both formats and its memory images
-    against one another and the design; ONNX files by onnx itself.
+    against one another and the design; ONNX files by onnx itself; the weights that the parts were
+    made of against one another. Parts of older versions do not name their weights.
 
     Returns:
         The manifest and what was checked.
@@ -53,21 +59,40 @@ def verify_export(folder: str | Path) -> tuple[Manifest, list[Check]]:
     manifest = verify_manifest(folder)
     checks = [Check("digests", f"{len(manifest.files)} files are as they were written")]
     design = None
+    weights: dict[Path, str | None] = {}
     if DESIGN_FILE in manifest.files:
         design = _design(folder / DESIGN_FILE, manifest)
         checks.append(Check("design", f"{len(design.choices)} layers of {design.network}"))
     if WEIGHTS in manifest.files:
-        checks.append(Check("weights", _weights(folder / WEIGHTS, design)))
+        found, weights[folder / WEIGHTS] = _weights(folder / WEIGHTS, design)
+        checks.append(Check("weights", found))
     index = f"{DATAPATH}/{INDEX_FILE}"
     if index in manifest.files:
-        checks.append(Check("datapath", _datapath(folder / index, manifest)))
+        found, weights[folder / index] = _datapath(folder / index, manifest)
+        checks.append(Check("datapath", found))
     for name in manifest.files:
         if name.endswith(".onnx"):
-            checks.append(Check(name, _onnx(folder / name, manifest)))
+            found, weights[folder / name] = _onnx(folder / name, manifest)
+            checks.append(Check(name, found))
     if MNSIM_FILE in manifest.files:
         _belongs(folder / MNSIM_FILE, design_of(folder / MNSIM_FILE), manifest)
         checks.append(Check(MNSIM_FILE, "of this design"))
+    _check_same_weights(weights)
     return manifest, checks
+
+
+def _check_same_weights(weights: Mapping[Path, str | None]) -> None:
+    """Check that files were made of the same weights; None where a file does not say."""
+    known = [(path, digest) for path, digest in weights.items() if digest is not None]
+    for path, digest in known[1:]:
+        first, expected = known[0]
+        if digest != expected:
+            raise InputError(
+                str(path),
+                f"is of other weights ({digest[:12]}...) than {first}",
+                f"the weights with the digest {expected[:12]}...",
+                "Export with `--to all` into an empty folder.",
+            )
 
 
 def _belongs(path: Path, found: str | None, manifest: Manifest) -> None:
@@ -87,10 +112,8 @@ def _design(path: Path, manifest: Manifest) -> Design:
     return design
 
 
-def _weights(path: Path, design: Design | None) -> str:
+def _weights(path: Path, design: Design | None) -> tuple[str, str]:
     import torch
-
-    from epim_nas.export.weights import load_weights
 
     tensors, _ = load_weights(path)
     for name, tensor in tensors.items():
@@ -98,7 +121,7 @@ def _weights(path: Path, design: Design | None) -> str:
             raise InputError(f"{path}: {name}", "contains NaN or infinity", "finite numbers")
     if design is not None:
         check_epitomes(tensors, design, str(path))
-    return f"{len(tensors)} tensors, all finite"
+    return f"{len(tensors)} tensors, all finite", weights_digest(tensors)
 
 
 def check_epitomes(tensors: Mapping[str, Tensor], design: Design, source: str) -> None:
@@ -121,19 +144,19 @@ def check_epitomes(tensors: Mapping[str, Tensor], design: Design, source: str) -
             )
 
 
-def _datapath(path: Path, manifest: Manifest) -> str:
+def _datapath(path: Path, manifest: Manifest) -> tuple[str, str | None]:
     from epim_nas.export.datapath import read_datapath
 
     index, layers = read_datapath(path.parent)
     _belongs(path, index.design_sha256, manifest)
-    return f"tables and memory images of {len(layers)} layers agree"
+    return f"tables and memory images of {len(layers)} layers agree", index.weights_sha256
 
 
-def _onnx(path: Path, manifest: Manifest) -> str:
+def _onnx(path: Path, manifest: Manifest) -> tuple[str, str | None]:
     try:
         import onnx
     except ImportError:
-        return "not checked beyond its digest: the package onnx is not installed"
+        return "not checked beyond its digest: the package onnx is not installed", None
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -141,4 +164,4 @@ def _onnx(path: Path, manifest: Manifest) -> str:
         raise InputError(str(path), f"is not valid ONNX ({type(error).__name__})") from None
     kept = {entry.key: entry.value for entry in model.metadata_props}
     _belongs(path, kept.get(DESIGN_KEY), manifest)
-    return f"valid ONNX of {len(model.graph.node)} nodes"
+    return f"valid ONNX of {len(model.graph.node)} nodes", kept.get(WEIGHTS_KEY)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epim_nas.errors import EpimError, InputError
-from epim_nas.files import atomic_path
+from epim_nas.export.manifest import WEIGHTS_KEY
+from epim_nas.files import atomic_path, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS = "epitomes.safetensors"
+"""File of the epitomes in an export folder."""
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors: of their names, types, shapes and bytes.
+
+    Neither the order of the names counts, nor the device, nor how the tensors lie in memory.
+
+    Args:
+        state: name -> tensor.
+    """
+    import torch
+
+    described = {}
+    for name, tensor in state.items():
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        sha256 = hashlib.sha256(content.data).hexdigest()
+        described[name] = [str(tensor.dtype), list(tensor.shape), sha256]
+    return digest(described)
 
 
 def export_weights(
@@ -25,7 +46,7 @@ def export_weights(
     Args:
         model_state: name -> tensor, on any device; shared storage is written once per name.
         path: where to write.
-        metadata: texts to keep beside the tensors, e.g. the design's digest.
+        metadata: texts to keep beside the tensors and their digest (:func:`weights_digest`).
 
     Returns:
         The path.
@@ -51,9 +72,10 @@ def export_weights(
                 "The training diverged: lower the learning rate and train again.",
             )
     texts = {str(key): str(value) for key, value in (metadata or {}).items()}
+    texts |= {"format": "pt", WEIGHTS_KEY: weights_digest(state)}
     path = Path(path)
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={**texts, "format": "pt"})
+        save_file(state, temporary, metadata=texts)
         _compare(state, load_file(temporary), path)
     return path
 

@@ -19,14 +19,15 @@ from epim_nas.export.datapath import export_datapath
 from epim_nas.export.design import export_design
 from epim_nas.export.manifest import (
     DESIGN_KEY,
+    WEIGHTS_KEY,
     check_same_design,
     design_digest,
     write_manifest,
 )
 from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
 from epim_nas.export.onnx import export_both_forms
-from epim_nas.export.verification import DATAPATH, WEIGHTS, check_epitomes
-from epim_nas.export.weights import export_weights
+from epim_nas.export.verification import DATAPATH, check_epitomes
+from epim_nas.export.weights import WEIGHTS, export_weights, weights_digest
 from epim_nas.files import make_folder
 from epim_nas.hardware.chip import Chip
 from epim_nas.models.registry import build_model, without_downloads
@@ -95,6 +96,7 @@ def export_trial(
     if state is not None and (weights is not None or what in ("onnx", "all")):
         # Also where it is not exported: do all of the given weights fit?
         model = _trained(folder.load_config(), network, cost.chip, design, state)
+    made_of = {} if state is None else {WEIGHTS_KEY: weights_digest(state)}
     files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))
@@ -103,7 +105,7 @@ def export_trial(
         export_weights(state, path, metadata={"run": result.name, "trial": str(record.number)})
         files.append(path)
     if model is not None and what in ("onnx", "all"):
-        kept = {DESIGN_KEY: design_digest(design)}
+        kept = {DESIGN_KEY: design_digest(design), **made_of}
         files += _wanted(what, partial(export_both_forms, model, network.input_shape, out, kept))
     if what in ("mnsim", "all"):
         files += _wanted(what, lambda: [export_mnsim(design, network, cost.chip, out / MNSIM_FILE)])
@@ -111,7 +113,9 @@ def export_trial(
         quantization = folder.load_config().quantization.on(cost.chip)
         stored = None if state is None else stored_layers(network, design, state, quantization)
         # Of the many files the index stands for all.
-        files += export_datapath(design, network, cost.chip, out / DATAPATH, stored)[:1]
+        files += export_datapath(
+            design, network, cost.chip, out / DATAPATH, stored, made_of.get(WEIGHTS_KEY)
+        )[:1]
     details = {"run": result.name, "trial": record.number}
     files.append(write_manifest(out, design, details))
     return files

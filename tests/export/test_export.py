@@ -15,10 +15,14 @@ from epim_nas._version import __version__
 from epim_nas.epitome.design import Choice, Design, load_design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import EpimError, InputError
-from epim_nas.export import weights
 from epim_nas.export.design import export_design
-from epim_nas.export.manifest import design_digest, verify_manifest, write_manifest
-from epim_nas.export.weights import export_weights, load_weights
+from epim_nas.export.manifest import (
+    WEIGHTS_KEY,
+    design_digest,
+    verify_manifest,
+    write_manifest,
+)
+from epim_nas.export.weights import WEIGHTS, export_weights, load_weights, weights_digest
 from epim_nas.network.spec import INPUT, LayerSpec, Network
 
 NETWORK = Network(
@@ -43,8 +47,8 @@ DESIGN = Design(
 def cost() -> SimpleNamespace:
     def layer(name: str, crossbars: int) -> SimpleNamespace:
         return SimpleNamespace(
-            name=name, crossbars=crossbars, rounds=crossbars * 5, busy_latency_ns=0.1 + crossbars,
-            latency_ns={}, energy_nj={"total": crossbars / 3},
+            name=name, crossbars=crossbars, rounds=crossbars * 5,
+            sequential_latency_ns=0.1 + crossbars, energy_nj={"total": crossbars / 3},
         )  # fmt: skip
 
     return SimpleNamespace(layers=(layer("a", 4), layer("p", 0), layer("fc", 2)))
@@ -91,10 +95,29 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     path = export_weights(state, tmp_path / "w.safetensors", {"design": "abc"})
     tensors, metadata = load_weights(path)
     assert metadata["design"] == "abc"
+    assert metadata[WEIGHTS_KEY] == weights_digest(state) == weights_digest(tensors)
     assert set(tensors) == set(state)
     for name, tensor in state.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
+
+
+def test_weights_digest_tells_weights_apart_and_nothing_else() -> None:
+    x, y = torch.arange(6.0).reshape(2, 3), torch.zeros(4)
+    digest = weights_digest({"x": x, "y": y})
+    apart = x.t().contiguous().t()  # the same tensor, another layout
+    assert digest == weights_digest({"y": nn.Parameter(y), "x": apart})
+    others = [
+        {"x": x},
+        {"x": x, "z": y},
+        {"x": y, "y": x},
+        {"x": x.reshape(3, 2), "y": y},
+        {"x": x, "y": y.int()},  # the same bytes
+        {"x": x, "y": -y},  # equal numbers
+        {"x": x, "y": y, "z": torch.empty(0)},
+        {"x": x, "y": y, "z": torch.tensor(True)},
+    ]
+    assert len({digest, *map(weights_digest, others)}) == 1 + len(others)
 
 
 def test_export_does_not_change_the_model(tmp_path: Path) -> None:
@@ -144,7 +167,7 @@ def test_unreadable_weights(tmp_path: Path) -> None:
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     export_design(DESIGN, tmp_path, NETWORK, cost())
-    export_weights({"x": torch.ones(3)}, tmp_path / "sub" / weights.WEIGHTS_FILE)
+    export_weights({"x": torch.ones(3)}, tmp_path / "sub" / WEIGHTS)
     (tmp_path / ".hidden").write_text("x")
     write_manifest(tmp_path, DESIGN, {"trial": 7})
     return tmp_path
@@ -152,7 +175,7 @@ def exported(tmp_path: Path) -> Path:
 
 def test_manifest_names_every_file(exported: Path) -> None:
     manifest = verify_manifest(exported)
-    assert set(manifest.files) == {"design.yaml", "layers.csv", "sub/weights.safetensors"}
+    assert set(manifest.files) == {"design.yaml", "layers.csv", "sub/epitomes.safetensors"}
     assert (manifest.version, manifest.network, manifest.details) == (
         __version__, "tiny", {"trial": 7},
     )  # fmt: skip

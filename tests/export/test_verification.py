@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from epim_nas import InputError, load_chip
+from epim_nas import InputError, apply_design, load_chip
+from epim_nas.datapath.stored import stored_layers
 from epim_nas.epitome.design import Choice, Design, load_design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.export.datapath import export_datapath
@@ -18,13 +20,14 @@ from epim_nas.export.design import export_design
 from epim_nas.export.manifest import (
     DESIGN_KEY,
     MANIFEST_FILE,
+    WEIGHTS_KEY,
     check_same_design,
     design_digest,
     write_manifest,
 )
 from epim_nas.export.mnsim import MNSIM_FILE, export_mnsim
-from epim_nas.export.verification import DATAPATH, WEIGHTS, verify_export
-from epim_nas.export.weights import export_weights
+from epim_nas.export.verification import DATAPATH, verify_export
+from epim_nas.export.weights import WEIGHTS, export_weights, weights_digest
 from tests.export.test_export import NETWORK
 
 DESIGN = Design(
@@ -147,3 +150,73 @@ def test_onnx_files_keep_their_design(tmp_path: Path) -> None:
         else:
             with pytest.raises(InputError, match=r"network\.onnx.*another design"):
                 verify_export(tmp_path)
+
+
+def trained(seed: int) -> dict[str, Tensor]:
+    """The weights of one training of the design."""
+    torch.manual_seed(seed)
+    model = nn.ModuleDict({"a": nn.Conv2d(16, 32, 3, padding=1), "fc": nn.Linear(32, 10)})
+    return apply_design(model, DESIGN).state_dict()
+
+
+def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    export_weights(state, folder / WEIGHTS)
+
+
+def write_datapath(folder: Path, state: dict[str, Tensor]) -> None:
+    stored = stored_layers(NETWORK, DESIGN, state)
+    chip, digest = load_chip("xbar_64"), weights_digest(state)
+    export_datapath(DESIGN, NETWORK, chip, folder / DATAPATH, stored, digest)
+
+
+def write_onnx(folder: Path, state: dict[str, Tensor]) -> None:
+    pytest.importorskip("onnx")
+    from epim_nas.export.onnx import export_onnx
+
+    kept = {DESIGN_KEY: design_digest(DESIGN), WEIGHTS_KEY: weights_digest(state)}
+    # Any network: a verification does not run the file.
+    export_onnx(nn.Conv2d(2, 3, 1), (2, 4, 4), folder / ONNX, form="expanded", metadata=kept)
+
+
+ONNX, INDEX = "network.onnx", f"{DATAPATH}/datapath.json"
+WRITERS = {WEIGHTS: write_weights, INDEX: write_datapath, ONNX: write_onnx}
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [(INDEX, WEIGHTS), (ONNX, WEIGHTS), (WEIGHTS, INDEX), (ONNX, INDEX), (INDEX, ONNX)],
+)
+def test_parts_of_two_trainings_are_not_one_export(tmp_path: Path, older: str, newer: str) -> None:
+    export_design(DESIGN, tmp_path, NETWORK)
+    for name in (older, newer):
+        WRITERS[name](tmp_path, trained(0))
+    rewrite(tmp_path)
+    verify_export(tmp_path)
+    WRITERS[newer](tmp_path, trained(1))
+    rewrite(tmp_path)
+    with pytest.raises(InputError) as caught:
+        verify_export(tmp_path)
+    message = str(caught.value)
+    assert "is of other weights" in message
+    assert str(tmp_path / older) in message
+    assert str(tmp_path / newer) in message
+    assert "into an empty folder" in message
+
+
+def test_tables_without_cells_are_those_of_any_weights(tmp_path: Path) -> None:
+    write_weights(tmp_path, trained(0))
+    chip, digest = load_chip("xbar_64"), weights_digest(trained(1))
+    export_datapath(DESIGN, NETWORK, chip, tmp_path / DATAPATH, weights_sha256=digest)
+    rewrite(tmp_path)
+    verify_export(tmp_path)
+
+
+def test_older_exports_that_do_not_name_their_weights_pass(tmp_path: Path) -> None:
+    write_weights(tmp_path, trained(0))
+    write_datapath(tmp_path, trained(1))
+    content = json.loads((tmp_path / INDEX).read_text())
+    del content["weights_sha256"]
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    rewrite(tmp_path)
+    parts = [check.part for check in verify_export(tmp_path)[1]]
+    assert parts == ["digests", "weights", "datapath"]

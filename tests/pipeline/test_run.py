@@ -27,7 +27,7 @@ from epim_nas.export.datapath import read_datapath
 from epim_nas.export.manifest import verify_manifest
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.hardware.mapping import mapped_plan
-from epim_nas.models.weights import read_state
+from epim_nas.models.weights import read_state, save_weights
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.artefacts import export_trial
 from epim_nas.pipeline.folder import RunFolder
@@ -283,6 +283,27 @@ def test_exported_weights_reproduce_the_stored_accuracy(
         assert score["accuracy"] == finalist["test_accuracy"]
         assert score["images"] == 2000
         assert score["crossbars"] <= budget_of(finished)
+
+
+def test_parts_of_another_training_do_not_pass(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = load_design(finished / "best.yaml").provenance["trial"]
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    arguments = ["export", str(finished), "--select", str(best), "--out", str(out), "--to"]
+    assert run_command([*arguments, "all"]) == 0
+    state = read_state(out / "epitomes.safetensors")
+    name = next(name for name in state if name.endswith(".epitome"))
+    save_weights({**state, name: 0.99 * state[name]}, other)
+    assert run_command([*arguments, "weights", "--weights", str(other)]) == 0
+    capsys.readouterr()
+    assert run_command(["verify", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "is of other weights" in message
+    assert "epitomes.safetensors" in message
+    # All parts of the other training agree again.
+    assert run_command([*arguments, "all", "--weights", str(other)]) == 0
+    assert run_command(["verify", str(out)]) == 0
 
 
 def test_export_of_weights_alone(finished: Path, tmp_path: Path) -> None:

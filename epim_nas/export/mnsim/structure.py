@@ -273,7 +273,7 @@ def _beyond(layer: LayerSpec, choice: Choice, mapping: LayerMapping) -> Entry:
     shape = choice.shape
     patch = None
     if shape is not None:
-        patch = list(choice.patch or (shape.out_channels, shape.in_channels))
+        patch = list(choice.patch or shape.channels)
     return {
         "layer": layer.name,
         "weight_shape": list(layer.weight_shape),
