@@ -71,16 +71,6 @@ class LayerMapping:
         """Time slots of one output position."""
         return sum(slot.count for slot in self.slots)
 
-    @property
-    def accumulations(self) -> int:
-        """Slots of a position that add to a partial sum already in the output buffer."""
-        return sum(slot.accumulating for slot in self.slots)
-
-    @property
-    def emissions(self) -> int:
-        """Slots of a position after which finished results are read from the output buffer."""
-        return sum(slot.emitting for slot in self.slots)
-
 
 NO_MAPPING = LayerMapping(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, ())
 """The mapping of an ``element_sum``: it has no tile."""

@@ -34,23 +34,19 @@ def weight_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
-def find_weights(
-    name_or_path: str | Path, *, field: str = "model.weights", relative_to: Path | None = None
-) -> Path:
+def find_weights(name_or_path: str | Path, *, field: str = "model.weights") -> Path:
     """The file of a shipped checkpoint's name, or of a path.
 
     Args:
         name_or_path: a name (:func:`weight_names`), or a path (with a suffix or a separator).
         field: where it was given, for the message.
-        relative_to: folder against which a relative path is tried first.
 
     Raises:
         InputError: neither a shipped checkpoint nor a file.
     """
     path = Path(name_or_path).expanduser()
-    for candidate in ([relative_to / path] if relative_to else []) + [path]:
-        if candidate.is_file():
-            return candidate
+    if path.is_file():
+        return path
     if path.suffix or len(path.parts) > 1:
         problem = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(field, f"`{name_or_path}`: {problem}", hint="Check the path.")
@@ -114,7 +110,7 @@ def save_weights(
     Args:
         model_or_state: a model or its state dict.
         path: the file.
-        metadata: what to say about it; values are stored as text (:func:`read_metadata`).
+        metadata: what to say about it; values are stored as text.
     """
     from safetensors.torch import save_file
     from torch import nn
@@ -127,22 +123,6 @@ def save_weights(
     notes = {str(key): str(value) for key, value in (metadata or {}).items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=notes or None)
-
-
-def read_metadata(path: str | Path, *, field: str = "model.weights") -> dict[str, str]:
-    """The metadata of a safetensors file.
-
-    Raises:
-        InputError: the file is missing or not safetensors.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file = find_weights(path, field=field)
-    try:
-        with safe_open(file, framework="pt") as content:
-            return dict(content.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise InputError(field, f"`{path}` is not a safetensors file ({error})") from None
 
 
 def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, torch.Tensor]:

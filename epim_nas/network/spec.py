@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -129,15 +129,3 @@ class Network:
                 if name != INPUT:
                     readers[name].append(layer.name)
         return {name: tuple(found) for name, found in readers.items()}
-
-    @property
-    def weight_count(self) -> int:
-        """Weights in all layers, without biases and normalisation."""
-        return sum(_product(layer.weight_shape) for layer in self.weighted)
-
-
-def _product(values: Sequence[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result

@@ -10,12 +10,9 @@ from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.network.spec import Network
 
-BUSY_COMPONENTS = ("buffer", "computing", "digital", "intra_tile", "inter_tile")
-"""Latency components during which a layer's hardware is busy (the rest are parts of these)."""
-
 
 class LayerCostLike(Protocol):
-    """What is read of one layer's cost, and see :func:`busy_latency_ns`."""
+    """What is read of one layer's cost."""
 
     @property
     def name(self) -> str:
@@ -30,8 +27,8 @@ class LayerCostLike(Protocol):
         """Activation rounds of one output position."""
 
     @property
-    def latency_ns(self) -> Mapping[str, float]:
-        """Component -> latency."""
+    def sequential_latency_ns(self) -> float:
+        """Time of all output positions, one after the other: the layer's hardware is busy."""
 
     @property
     def energy_nj(self) -> Mapping[str, float]:
@@ -115,19 +112,6 @@ def layer_rows(
     return tuple(_row(name, design[name], network, costs.get(name)) for name in names)
 
 
-def busy_latency_ns(layer: LayerCostLike) -> float:
-    """Latency during which a layer's hardware is busy for one inference.
-
-    The layer's own ``busy_latency_ns`` or ``sequential_latency_ns`` where it has one, which count
-    every access once, else the sum of the top components.
-    """
-    for name in ("busy_latency_ns", "sequential_latency_ns"):
-        busy = getattr(layer, name, None)
-        if busy is not None:
-            return float(busy)
-    return float(sum(layer.latency_ns.get(name, 0.0) for name in BUSY_COMPONENTS))
-
-
 def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> LayerRow:
     spec = network[name] if network is not None else None
     plan = choice.plan(spec) if spec is not None else None
@@ -138,7 +122,7 @@ def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> Layer
     shape = choice.shape or (stored.shape if stored is not None else None)
     patch = None
     if choice.shape is not None:
-        patch = choice.patch or (choice.shape.out_channels, choice.shape.in_channels)
+        patch = choice.patch or choice.shape.channels
     fraction = None
     if plan is not None:
         out_channels, in_channels, height, width = plan.conv_shape
@@ -158,7 +142,7 @@ def _row(name: str, choice: Choice, network: Network | None, cost: Any) -> Layer
         size_fraction=fraction,
         crossbars=int(cost.crossbars) if cost is not None else None,
         rounds=_rounds(stored, cost),
-        latency_ns=busy_latency_ns(cost) if cost is not None else None,
+        latency_ns=float(cost.sequential_latency_ns) if cost is not None else None,
         energy_nj=float(cost.energy_nj["total"]) if cost is not None else None,
     )
 

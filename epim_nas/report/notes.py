@@ -58,22 +58,13 @@ _MEASURED = (
 
 
 def measured(result: RunResult) -> list[tuple[str, str]]:
-    """(number, how it was measured) pairs; what the run itself recorded comes last.
-
-    Designs may carry ``provenance["measured"]``, metric -> text; the first design that has it
-    speaks for the run.
-    """
+    """(number, how it was measured) pairs."""
     own = own_texts()
     replaced = {"latency": "latency_ns", "energy": "energy_nj"}
     rows = [(name, own.get(replaced.get(name, ""), text)) for name, text in _MEASURED]
     shown = set(replaced.values())
     rows += [(name, text) for name, text in own.items() if name not in shown]
     rows.append(("baseline weights", result.baseline.weights))
-    for record in result.trials:
-        recorded = record.design.provenance.get("measured")
-        if isinstance(recorded, Mapping):
-            rows += [(str(name), str(text)) for name, text in recorded.items()]
-            break
     return rows
 
 

@@ -44,8 +44,8 @@ def page_data(
     store: dict[LayerRow, int] = {}
     costs = costs or {}
 
-    def layers_of(number: int, record: TrialRecord | Finalist) -> list[int]:
-        rows = layer_rows(record.design, network, costs.get(number))
+    def layers_of(trial: TrialRecord) -> list[int]:
+        rows = layer_rows(trial.design, network, costs.get(trial.number))
         return [store.setdefault(row, len(store)) for row in rows]
 
     finalists = {finalist.number: finalist for finalist in result.finalists}
@@ -55,21 +55,9 @@ def page_data(
             "feasible": trial.feasible,
             "origin": trial.origin,
             "front": trial.number in result.front,
-            "layers": layers_of(trial.number, trial),
+            "layers": layers_of(trial),
         }
         for trial in result.trials
-    ]
-    known = {trial.number for trial in result.trials}
-    designs += [
-        {
-            **_design(finalist, finalist),
-            "feasible": True,
-            "origin": "refined",
-            "front": False,
-            "layers": layers_of(finalist.number, finalist),
-        }
-        for finalist in result.finalists
-        if finalist.number not in known
     ]
     history = hypervolume_over_trials(result.trials, reference)
     totals = result.baseline.totals
@@ -154,7 +142,7 @@ def _selected(result: RunResult) -> int | None:
     return result.front[0] if result.front else None
 
 
-def _design(record: TrialRecord | Finalist, finalist: Finalist | None) -> dict[str, Any]:
+def _design(record: TrialRecord, finalist: Finalist | None) -> dict[str, Any]:
     return {
         "trial": record.number,
         "top1": _finite(record.metrics.get("accuracy")),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epim_nas.files import atomic_path
+from epim_nas.report.csv_file import write_csv
 from epim_nas.study.metrics import METRICS, metric_of
+from epim_nas.study.pareto import BEST_IN
 from epim_nas.study.results import Finalist, RunResult, TrialRecord
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def front_rows(result: RunResult) -> tuple[FrontRow, ...]:
         rows.append(_design_row(result, trials[number], finalists.get(number), True))
     for finalist in result.finalists:
         if finalist.number not in result.front:
-            record = trials.get(finalist.number)
-            rows.append(_design_row(result, record or finalist, finalist, False))
+            rows.append(_design_row(result, trials[finalist.number], finalist, False))
     return tuple(rows)
 
 
@@ -96,20 +95,13 @@ def _baseline_row(result: RunResult) -> FrontRow:
 
 
 def _design_row(
-    result: RunResult, record: TrialRecord | Finalist, finalist: Finalist | None, on_front: bool
+    result: RunResult, record: TrialRecord, finalist: Finalist | None, on_front: bool
 ) -> FrontRow:
     metrics = record.metrics
-    crossbars = round(metrics["crossbars"])
-    dense = float(result.baseline.totals["crossbars"])
-    compression = float(metrics.get("compression", dense / crossbars))
-    shape = metrics.get("shape_compression")
-    bits = metrics.get("bits_compression")
-    if shape is None:
-        shape = compression / bits if bits is not None else compression
     return FrontRow(
         name=f"trial {record.number}",
         trial=record.number,
-        origin=record.origin if isinstance(record, TrialRecord) else "refined",
+        origin=record.origin,
         on_front=on_front,
         selected=" ".join(
             name for name, number in result.selected.items() if number == record.number
@@ -117,10 +109,10 @@ def _design_row(
         supernet_top1=_optional(metrics.get("accuracy")),
         validation_top1=finalist.validation_accuracy if finalist else None,
         test_top1=finalist.test_accuracy if finalist else None,
-        crossbars=crossbars,
-        compression=compression,
-        shape_compression=float(shape),
-        bits_compression=float(bits if bits is not None else compression / shape),
+        crossbars=round(metrics["crossbars"]),
+        compression=float(metrics["compression"]),
+        shape_compression=float(metrics["shape_compression"]),
+        bits_compression=float(metrics["bits_compression"]),
         latency_ns=float(metrics["latency_ns"]),
         energy_nj=float(metrics["energy_nj"]),
         own=_own(result, metrics),
@@ -149,21 +141,11 @@ def _optional(value: float | None) -> float | None:
 def write_front_csv(result: RunResult, path: str | Path) -> None:
     """Replace ``path`` by the rows of :func:`front_rows`; unmeasured values are empty cells."""
     columns = [column.name for column in fields(FrontRow) if column.name != "own"]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, *own_objectives(result)])
-        for row in front_rows(result):
-            own = row.own.values()
-            writer.writerow([*(_cell(getattr(row, c)) for c in columns), *map(_cell, own)])
-
-
-def _cell(value: object) -> object:
-    # repr keeps every digit of a float, so reading the file gives the same number back.
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(float(value)) if isinstance(value, float) else value
+    write_csv(
+        path,
+        [*columns, *own_objectives(result)],
+        ([*(getattr(row, c) for c in columns), *row.own.values()] for row in front_rows(result)),
+    )
 
 
 def percent(value: float | None) -> str:
@@ -209,8 +191,8 @@ def own_text(name: str, row: FrontRow) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-_BEST_IN = {"best-accuracy": "super", "best-latency": "ms", "best-energy": "mJ"}
-"""Selection -> the column of the terminal's table in which it is best."""
+_SHORT = {"accuracy": "super", "latency_ns": "ms", "energy_nj": "mJ"}
+"""Metric -> its column of the terminal's table."""
 
 TERMINAL_COLUMNS: tuple[Column, ...] = (
     ("trial", lambda row: "dense" if row.trial is None else str(row.trial)),
@@ -223,9 +205,14 @@ TERMINAL_COLUMNS: tuple[Column, ...] = (
     ("bits", lambda row: f"{row.bits_compression:.2f}"),
     ("ms", lambda row: millis(row.latency_ns)),
     ("mJ", lambda row: millis(row.energy_nj)),
-    ("note", lambda row: " ".join(_BEST_IN.get(which, which) for which in row.selected.split())),
+    ("note", lambda row: " ".join(map(_best_in, row.selected.split()))),
 )
 """The same for a terminal of 80 columns."""
+
+
+def _best_in(which: str) -> str:
+    """The column of the terminal's table in which a selection is best."""
+    return _SHORT[BEST_IN[which]] if which in BEST_IN else which
 
 
 def _note(row: FrontRow) -> str:

@@ -34,7 +34,6 @@ class Metric:
             product they are its factors: its logarithm is concave in them, so the least product
             is a corner of their convex hull, where some weighted sum of them is least.
         exact: whether the additive metric is the metric itself, in every design.
-        limitable: whether a budget may bound it from above.
         function: computes it instead of the package, where a user registered one.
     """
 
@@ -45,7 +44,6 @@ class Metric:
     additive: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     exact: bool = False
-    limitable: bool = False
     function: MetricFunction | None = None
 
     @property
@@ -125,36 +123,32 @@ METRICS: dict[str, Metric] = {
             measured=True,
         ),
         Metric("sensitivity", "additive sensitivity score (nats)"),
-        Metric("crossbars", "crossbars", additive=("crossbars",), exact=True, limitable=True),
-        Metric("tiles", "tiles", additive=("tiles",), exact=True, limitable=True),
+        Metric("crossbars", "crossbars", additive=("crossbars",), exact=True),
+        Metric("tiles", "tiles", additive=("tiles",), exact=True),
         Metric(
             "weight_bits",
             "bits of all stored weights",
             additive=("weight_bits",),
             exact=True,
-            limitable=True,
         ),
         Metric("rounds", "activation rounds, summed over layers", additive=("rounds",), exact=True),
         Metric(
             "latency_ns",
             "pipelined latency of one inference",
             additive=("sequential_latency_ns",),
-            limitable=True,
         ),
         Metric(
             "sequential_latency_ns",
             "latency with one layer after the other",
             additive=("sequential_latency_ns",),
-            limitable=True,
         ),
-        Metric("energy_nj", "energy of one inference", additive=("energy_nj",), limitable=True),
-        Metric("area_um2", "area of the tiles in use", additive=("area_um2",), limitable=True),
+        Metric("energy_nj", "energy of one inference", additive=("energy_nj",)),
+        Metric("area_um2", "area of the tiles in use", additive=("area_um2",)),
         Metric(
             "edp_nj_ns",
             "energy-delay product: energy times pipelined latency",
             additive=("energy_nj", "sequential_latency_ns"),
             parts=("energy_nj", "latency_ns"),
-            limitable=True,
         ),
         Metric("utilization", "cells that hold a weight / cells", maximise=True),
         Metric(
@@ -206,9 +200,6 @@ def parts_of(name: str) -> tuple[str, ...]:
     """Metrics whose additive costs stand for one."""
     return METRICS[name].parts or (name,)
 
-
-LIMITABLE = tuple(metric.name for metric in METRICS.values() if metric.limitable)
-"""Metrics that a budget can bound."""
 
 _DIRECTIONS = {"min": False, "max": True}
 

@@ -21,7 +21,10 @@ from epim_nas.study.results import TrialRecord
 OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
 """The objectives of a search by default."""
 
-SELECTIONS = ("knee", "best-accuracy", "best-latency", "best-energy")
+BEST_IN = {"best-accuracy": "accuracy", "best-latency": "latency_ns", "best-energy": "energy_nj"}
+"""Selection of an extreme of the front -> the metric in which it is best."""
+
+SELECTIONS = ("knee", *BEST_IN)
 """Names by which one design of the front can be selected."""
 
 FloatArray = npt.NDArray[np.float64]
@@ -302,12 +305,7 @@ def select(
     if which == "knee":
         score = _knee_distances(scaled, objectives)
     else:
-        metric = {
-            "best-accuracy": "accuracy",
-            "best-latency": "latency_ns",
-            "best-energy": "energy_nj",
-        }[which]
-        score = -losses_of(front, [metric])[:, 0]
+        score = -losses_of(front, [BEST_IN[which]])[:, 0]
     best = max(
         range(len(front)), key=lambda index: (score[index], -total[index], -front[index].number)
     )

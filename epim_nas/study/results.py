@@ -90,7 +90,7 @@ class RunResult:
         baseline: the trained dense network.
         trials: every scored design in order of its number.
         front: numbers of the trials on the Pareto front, by falling accuracy.
-        finalists: fine-tuned designs, by falling validation accuracy.
+        finalists: trials whose designs were fine-tuned, by falling validation accuracy.
         selected: selection (``knee``, ``best-accuracy``, ...) -> trial number.
         supernet_curve: (step, loss) samples of the supernet's training.
         versions: package -> version.

@@ -32,7 +32,8 @@ def test_worked_example():
     (found,) = one(layer, choice).layers
     mapping = found.mapping
     assert (mapping.crossbars, mapping.rounds, mapping.slot_count) == (3, 2, 2)
-    assert (mapping.emissions, mapping.accumulations, mapping.input_slabs) == (2, 0, 2)
+    assert sum(slot.emitting for slot in mapping.slots) == mapping.input_slabs == 2
+    assert not any(slot.accumulating for slot in mapping.slots)
     # 7 channels of 9 cells a crossbar; two features are fetched for each of its rows.
     assert [(s.rows, s.columns, s.inputs) for s in mapping.slots] == [(63, 32, 126)]
     # Rotations 0 and 1: channels 0-6 and 15, 0-5 of both slabs on the first crossbar.

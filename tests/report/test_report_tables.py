@@ -12,7 +12,7 @@ from tests_report_helpers import network_cost
 
 from epim_nas import Choice, CostModel, Design, EpitomeShape, LayerSpec, load_chip
 from epim_nas.network.spec import Network
-from epim_nas.report.layers import busy_latency_ns, layer_rows
+from epim_nas.report.layers import layer_rows
 from epim_nas.report.notes import commands, measured, seeds
 from epim_nas.report.tables import front_rows, markdown_table, rich_table, write_front_csv
 from epim_nas.study.results import RunResult
@@ -116,18 +116,6 @@ def test_layer_rows_without_network_or_cost(result: RunResult) -> None:
     assert all(row.crossbars is None and row.size_fraction is None for row in rows)
 
 
-def test_busy_latency_prefers_the_layers_own() -> None:
-    from types import SimpleNamespace
-
-    parts = {"buffer": 1.0, "computing": 2.0, "digital": 4.0, "intra_tile": 8.0, "inter_tile": 16.0}
-    layer = SimpleNamespace(latency_ns={**parts, "ADC": 1000.0})
-    assert busy_latency_ns(layer) == 31.0
-    layer.sequential_latency_ns = 9
-    assert busy_latency_ns(layer) == 9.0
-    layer.busy_latency_ns = 7
-    assert busy_latency_ns(layer) == 7.0
-
-
 def test_seeds_are_found_at_every_depth() -> None:
     config = {"seed": 1, "search": {"sampler_seed": 2, "trials": 3}, "seeds": 9}
     assert seeds(config) == [("seed", 1), ("search.sampler_seed", 2)]
@@ -139,4 +127,8 @@ def test_commands_quote_the_folder(result: RunResult) -> None:
     assert "--select knee --to all" in typed["export the selected design"]
     untuned = dict(commands(replace(result, finalists=())))
     assert "--select knee --to design" in untuned["export the selected design"]
-    assert any("on synthetic numbers" in text for _, text in measured(result))
+
+
+def test_how_the_weights_of_the_baseline_were_found_comes_last(result: RunResult) -> None:
+    *_, (name, text) = measured(result)
+    assert (name, text) == ("baseline weights", "trained for 10 epochs")

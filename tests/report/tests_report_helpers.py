@@ -53,6 +53,7 @@ def layer_cost(layer: LayerSpec, choice: Choice) -> SimpleNamespace:
         crossbars=crossbars,
         rounds=rounds,
         latency_ns={"computing": computing, "ADC": 70.0 * rounds, "buffer": buffer},
+        sequential_latency_ns=computing + buffer,
         energy_nj={"ADC": 0.8 * rounds * crossbars, "total": 1.1 * rounds * crossbars},
     )
 
