@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +79,26 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
         if in_main:  # Ray takes the signal over, and what this process would save is lost
             signal.signal(signal.SIGTERM, on_term)
     return ray, True
+
+
+def probe(address: str | None, purpose: str) -> None:
+    """Check, within seconds and without starting Ray, what :func:`connect` will need.
+
+    A search connects when its network is trained, which may be hours later.
+
+    Args:
+        address: as of :func:`connect`.
+        purpose: what Ray is needed for, in words.
+
+    Raises:
+        InputError: Ray is not installed, or nothing answers at the address.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise missing_extra("ray", "ray", purpose)
+    address = address or os.environ.get("RAY_ADDRESS")
+    loaded = sys.modules.get("ray")
+    if address and not (loaded is not None and loaded.is_initialized()):
+        _check_port(address)
 
 
 def _check_port(address: str) -> None:

@@ -22,6 +22,7 @@ from epim_nas.extensions import load_extension
 from epim_nas.files import load_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
+from epim_nas.pipeline.paths import with_absolute_paths
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.space.config import SpaceConfig
 from epim_nas.study.metrics import metric_of, parse_objective
@@ -428,8 +429,9 @@ def load_run_config(
         overrides: ``key.path=value`` changes, as of ``--set``.
 
     Returns:
-        The configuration and the file it came from. Relative paths in it that exist beside the
-        file are made absolute, so that the stored run file works from anywhere.
+        The configuration and the file it came from. Paths that exist are absolute in it, so that
+        the stored run file works from anywhere: relative ones are taken from the file's folder or
+        else from the current one, those of ``overrides`` from the current one.
 
     Raises:
         InputError: no such file, or a wrong field in it.
@@ -438,22 +440,8 @@ def load_run_config(
     data = load_yaml(path)
     if not isinstance(data, dict):
         raise InputError(str(path), "is not a run file", "a mapping with `schema: epim-nas/run@1`")
-    data = apply_overrides(data, overrides or [], "--set")
-    for group, key in (("model", "weights"), ("data", "root"), ("hardware", "chip")):
-        if isinstance(data.get(group), dict):
-            data[group][key] = _absolute(data[group].get(key), path.parent)
-            if data[group][key] is None:
-                del data[group][key]
-    for key in ("space", "reuse"):
-        if isinstance(data.get(key), str):
-            data[key] = _absolute(data[key], path.parent)
+    here = Path.cwd()
+    # What is in the file is meant from there, what is typed from the current folder.
+    data = with_absolute_paths(data, path.parent, here)
+    data = with_absolute_paths(apply_overrides(data, overrides or [], "--set"), here)
     return validate(RunConfig, data, str(path)), path
-
-
-def _absolute(value: Any, base: Path) -> Any:
-    """A path that lies beside the run file made absolute; anything else (names) as it is."""
-    if isinstance(value, str) and value and (Path(value).suffix or "/" in value):
-        beside = base / Path(value).expanduser()
-        if beside.exists():
-            return str(beside.resolve())
-    return value

@@ -14,6 +14,7 @@ from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
+from epim_nas.pipeline.checks import check_cluster, check_trainings
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.costs import Costs
 from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
@@ -110,6 +111,8 @@ def _run(
 ) -> RunResult:
     torch.manual_seed(config.seed)
     setup = Setup.load(config)
+    check_trainings(setup)
+    check_cluster(config, folder)
     space = setup.build_space()
     log.info(
         "network %s: %d layers on crossbars; space %s: 10^%.1f designs (%d dominated choices "
@@ -147,14 +150,14 @@ def _run(
     budget = dict(problem.limits)
     settings = {"budget": budget, "seed": config.seed, "metrics": own_sources()}
     store = open_store(folder, config, space, settings)
-    write_json(folder.path / "budget.json", budget)
+    write_json(folder.budget, budget)
     with DashboardWriter(
         folder.tensorboard, config.name, config.objectives, budget, baseline
     ) as dashboard:
         for record in store.records():
             dashboard.add_trial(record)
         curve = train_supernet(setup, supernet, teacher, problem, seeds, folder, reporter)
-        write_json(folder.path / "supernet.json", curve)
+        write_json(folder.supernet, curve)
         for step, loss in curve:
             dashboard.add_supernet_loss(step, loss)
         scorer = make_scorer(setup, supernet, teacher)

@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pydantic
+
 from epim_nas.errors import InputError
-from epim_nas.files import dump_yaml, load_yaml, locked, make_folder, write_json, write_text
+from epim_nas.files import (
+    dump_yaml,
+    load_yaml,
+    locked,
+    make_folder,
+    read_bytes,
+    write_json,
+    write_text,
+)
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.schema import validate
 
@@ -59,6 +69,16 @@ class RunFolder:
     def baseline(self) -> Path:
         """Accuracy and cost of the dense network."""
         return self.path / "baseline.json"
+
+    @property
+    def budget(self) -> Path:
+        """The limits that hold for every design."""
+        return self.path / "budget.json"
+
+    @property
+    def supernet(self) -> Path:
+        """Samples of the loss of the supernet's training."""
+        return self.path / "supernet.json"
 
     @property
     def journal(self) -> Path:
@@ -117,38 +137,43 @@ class RunFolder:
         """Seconds and versions by stage."""
         return self.path / "stages.json"
 
-    def read_json(self, path: Path) -> Any:
-        """The content of a JSON file of this folder.
-
-        Raises:
-            InputError: it is missing or damaged.
-        """
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                str(path), "no such file", hint="Is this the folder of a run (epim-nas search)?"
-            ) from None
-        except ValueError as error:
-            raise InputError(
-                str(path), f"is damaged ({error})", hint="Delete it and run the search again."
-            ) from None
-
     def parse(self, path: Path, make: Callable[[Any], T]) -> T:
-        """What ``make`` makes of a JSON file of this folder.
+        """What ``make`` makes of the content of a JSON file of this folder.
 
         Raises:
             InputError: the file is missing or damaged.
         """
-        data = self.read_json(path)
+        content = _content(path)
         try:
-            return make(data)
+            return make(json.loads(content))
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-            raise InputError(
-                str(path),
-                f"is damaged ({type(error).__name__}: {error})",
-                hint="Delete it and run the search again.",
-            ) from None
+            raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+    def load(self, path: Path, kind: type[T]) -> T:
+        """The content of a JSON file of this folder as a type of plain values.
+
+        Args:
+            path: the file.
+            kind: such as ``dict[str, float]``.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds something else.
+        """
+        content = _content(path)
+        try:
+            return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+    def stored_versions(self) -> dict[str, str]:
+        """Versions of the packages that the run was made with. Errors: :meth:`load`."""
+        return self.load(self.versions, dict[str, str]) if self.versions.exists() else {}
+
+    def stored_seconds(self) -> dict[str, float]:
+        """Seconds by stage, over all resumed parts. Errors: :meth:`load`."""
+        return self.load(self.progress, dict[str, float]) if self.progress.exists() else {}
 
     def load_config(self) -> RunConfig:
         """The stored run file.
@@ -173,7 +198,8 @@ class RunFolder:
         reach) takes any run file.
 
         Raises:
-            InputError: it holds a run that was made with another run file, or other files.
+            InputError: it holds a run that was made with another run file, or other files; or one
+                of the files that every stage adds to is damaged.
         """
         new = config.model_dump(mode="json", by_alias=True)
         if self.config.is_file() and self.has_work:
@@ -200,6 +226,9 @@ class RunFolder:
                 "exists and is not the folder of a run",
                 "a new or empty folder, or one with an interrupted run",
             )
+        # Read again at the end of a stage, when its work would be lost by an error.
+        self.stored_versions()
+        self.stored_seconds()
         write_text(self.config, dump_yaml(new))
 
     @contextmanager
@@ -215,7 +244,7 @@ class RunFolder:
 
     def note_versions(self, versions: Mapping[str, str]) -> None:
         """Keep what the numbers of the run depend on; a resumed part adds what it has otherwise."""
-        known = self.read_json(self.versions) if self.versions.exists() else {}
+        known = self.stored_versions()
         for name, version in versions.items():
             parts = known.get(name, version).split(", then ")
             known[name] = ", then ".join(parts if parts[-1] == version else [*parts, version])
@@ -223,9 +252,28 @@ class RunFolder:
 
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Add the seconds that a stage took, over all resumed parts."""
-        known = self.read_json(self.progress) if self.progress.exists() else {}
+        known = self.stored_seconds()
         known[stage] = round(known.get(stage, 0.0) + seconds, 3)
         write_json(self.progress, known)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file that a run writes.
+
+    Raises:
+        InputError: it is missing, or cannot be read.
+    """
+    if not path.exists():
+        raise InputError(
+            str(path), "no such file", hint="Is this the folder of a run (epim-nas search)?"
+        )
+    return read_bytes(path)
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        str(path), f"is damaged ({reason})", hint="Delete it and run the search again."
+    )
 
 
 def _different(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -28,7 +28,7 @@ from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.metrics import own_texts
-from epim_nas.study.pareto import SELECTIONS, front_numbers, select
+from epim_nas.study.pareto import BEST_IN, SELECTIONS, front_numbers, select
 from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.study.store import STUDY_NAME, TrialStore
 
@@ -71,22 +71,21 @@ def load_result(folder: RunFolder) -> RunResult:
         for which in SELECTIONS
         if on_front and _selectable(which, config)
     }
-    curve = folder.path / "supernet.json"
     return RunResult(
         name=config.name,
         config=config.model_dump(mode="json", by_alias=True),
         objectives=tuple(config.objectives),
-        budget=folder.parse(folder.path / "budget.json", dict),
+        budget=folder.load(folder.budget, dict[str, int | float]),
         baseline=folder.parse(folder.baseline, lambda data: Baseline(**data)),
         trials=tuple(records),
         front=front,
         finalists=tuple(load_finalists(folder, records)),
         selected=selected,
-        supernet_curve=tuple((int(s), float(v)) for s, v in folder.read_json(curve))
-        if curve.exists()
+        supernet_curve=folder.load(folder.supernet, tuple[tuple[int, float], ...])
+        if folder.supernet.exists()
         else (),
-        versions=folder.parse(folder.versions, dict) if folder.versions.exists() else {},
-        seconds=folder.read_json(folder.progress) if folder.progress.exists() else {},
+        versions=folder.stored_versions(),
+        seconds=folder.stored_seconds(),
     )
 
 
@@ -125,8 +124,8 @@ def open_store(
 
 
 def _selectable(which: str, config: RunConfig) -> bool:
-    metric = {"best-latency": "latency_ns", "best-energy": "energy_nj"}.get(which)
-    return metric is None or metric in config.objectives
+    # Every trial has an accuracy, also where it is no objective.
+    return BEST_IN.get(which, "accuracy") in ("accuracy", *config.objectives)
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from epim_nas.data.base import Data
+from epim_nas.pipeline.config import SupernetConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.setup import Setup
@@ -45,13 +46,6 @@ class SupernetTraining:
     precision: str
     checkpoint: Path
 
-    @property
-    def finished(self) -> bool:
-        """Whether the checkpoint is that of the end."""
-        if not self.checkpoint.exists():
-            return False
-        return int(read_checkpoint(self.checkpoint)["step"]) >= self.config.steps
-
     def run(
         self, progress: Callable[[int, float], None], parallel: Parallel = ALONE
     ) -> TrainResult:
@@ -74,6 +68,22 @@ class SupernetTraining:
             variants=designs,
             parallel=parallel,
         )
+
+
+def needs_workers(config: SupernetConfig, folder: RunFolder) -> bool:
+    """Whether the supernet has to be trained yet, and by several workers.
+
+    Raises:
+        InputError: the checkpoint of its training is damaged.
+    """
+    if config.workers == 1 or config.steps == 0:
+        return False
+    state = _state_file(folder)
+    return not state.exists() or int(read_checkpoint(state)["step"]) < config.steps
+
+
+def _state_file(folder: RunFolder) -> Path:
+    return folder.checkpoints / "supernet.state"
 
 
 def _train_in_worker(training: SupernetTraining, progress: Progress) -> None:
@@ -109,10 +119,10 @@ def train_supernet(
         setup.config.seed + 2,
         setup.config.device,
         setup.config.precision,
-        (folder.checkpoints / "supernet.state").resolve(),
+        _state_file(folder).resolve(),
     )  # fmt: skip
     with timed(folder, "supernet"):
-        if config.workers > 1 and not training.finished:
+        if needs_workers(config, folder):
             _train_on_workers(training, config.workers, setup.config.executor.address, reporter)
         with reporter.stage("Supernet", config.steps) as advance:
             result = training.run(lambda step, loss: advance(step, f"loss {loss:.3f}"))

@@ -75,13 +75,7 @@ def train_together(
             folder.
         EpimError: the training failed on the workers.
     """
-    if training.batch_size % workers:
-        raise InputError(
-            field,
-            f"{workers} cannot share batches of {training.batch_size} images evenly",
-            f"a divisor of {training.batch_size}",
-            "Change the number of workers or the batch size.",
-        )
+    check_shares(training.batch_size, workers, field)
     storage = training.folder / "ray"
     marker = training.folder / "workers.json"
     write_json(marker, {"step": 0, "loss": 0.0})
@@ -94,6 +88,26 @@ def train_together(
     finally:
         marker.unlink(missing_ok=True)
     shutil.rmtree(storage, ignore_errors=True)
+
+
+def check_shares(batch_size: int, workers: int, field: str) -> None:
+    """Check that workers can share every batch.
+
+    Args:
+        batch_size: images in a batch.
+        workers: how many.
+        field: what sets the number of workers, for messages.
+
+    Raises:
+        InputError: not evenly.
+    """
+    if batch_size % workers:
+        raise InputError(
+            field,
+            f"{workers} cannot share batches of {batch_size} images evenly",
+            f"a divisor of {batch_size}",
+            "Change the number of workers or the batch size.",
+        )
 
 
 def _work(argument: tuple[Together[T], Path]) -> None:
@@ -144,6 +158,8 @@ def _watching(file: Path, advance: Advance) -> Iterator[None]:
                 advance(int(told["step"]), f"loss {told['loss']:.3f}")
             except (OSError, ValueError, KeyError):
                 continue  # between two files
+            except KeyboardInterrupt:
+                return  # for the main thread, which has it from the signal
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -111,10 +111,15 @@ class Place:
         run = self.stored / "run.yaml"
         return [name, self.stored / "best.yaml", "--run", run, *out, *arguments]
 
-    def damaged(self, name: str, content: str) -> list[object]:
-        shutil.copytree(self.stored, self.path / "damaged")
-        (self.path / "damaged" / name).write_text(content)
-        return ["pareto", self.path / "damaged", "--json"]
+    def damaged(self, name: str, content: str, reader: str = "pareto") -> list[object]:
+        """A command that reads a run folder, one file of which is damaged."""
+        folder = shutil.copytree(self.stored, self.path / "damaged")
+        (folder / name).write_bytes(content.encode("latin-1"))
+        if reader == "search":
+            return ["search", self.stored / "run.yaml", "--out", folder]
+        if reader == "export":
+            return ["export", folder, "--out", self.path / "out"]
+        return [reader, folder, "--json"]
 
     def below_a_file(self) -> Path:
         return self.file("file", "") / "folder"
@@ -483,6 +488,48 @@ def test_one_message_names_the_field(
     capsys.readouterr()
     code = run_command(given)
     captured = capsys.readouterr()
+    check(code, captured.out, captured.err, words)
+
+
+DAMAGED = [
+    ("supernet.json", "[[1, 2.3]", ("pareto", "export"), "EOF"),
+    ("supernet.json", "{}", ("pareto", "export"), "array"),
+    ("supernet.json", "[[1]]", ("pareto", "export"), "0.1: "),
+    ("supernet.json", '[[1, "high"]]', ("pareto", "export"), "0.1: "),
+    ("stages.json", "{", ("pareto", "export", "search"), "EOF"),
+    ("stages.json", "[]", ("pareto", "export", "search"), "object"),
+    ("stages.json", '{"baseline": "long"}', ("pareto", "export", "search"), "baseline: "),
+    ("versions.json", "", ("pareto", "export", "search"), "EOF"),
+    ("versions.json", '{"torch": "\xff"}', ("pareto", "export", "search"), "unicode"),
+    ("versions.json", '"torch"', ("pareto", "export", "search"), "object"),
+    ("versions.json", '{"torch": 2}', ("pareto", "export", "search"), "torch: "),
+    ("budget.json", '{"crossbars": "few"}', ("pareto", "export"), "crossbars"),
+]
+"""File of a run folder, its content, the commands that read it, and what one says of it."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reader", "reason"),
+    [
+        (name, content, reader, reason)
+        for name, content, readers, reason in DAMAGED
+        for reader in readers
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_its_fault(
+    name: str,
+    content: str,
+    reader: str,
+    reason: str,
+    tmp_path: Path,
+    stored: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(part) for part in Place(tmp_path, stored).damaged(name, content, reader)]
+    capsys.readouterr()
+    code = run_command(given)
+    captured = capsys.readouterr()
+    words = (str(tmp_path / "damaged" / name), "damaged", reason, "Delete it and run the search")
     check(code, captured.out, captured.err, words)
 
 

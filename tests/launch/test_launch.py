@@ -16,7 +16,7 @@ import yaml
 
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
-from epim_nas.launch import Resources, kuberay, prepare
+from epim_nas.launch import Resources, kuberay, prepare, ray_jobs
 from epim_nas.pipeline.folder import RunFolder
 from tests.cluster.machines import Cluster, short_folder
 from tests.pipeline.command import PROGRAM, ROOT, study_of
@@ -121,6 +121,22 @@ def test_the_users_module_goes_along_and_installed_ones_do_not(tmp_path: Path, m
     run = write_run(tmp_path, model={"name": "not_there:make"})
     with pytest.raises(InputError, match="not_there"):
         prepare(str(run), tmp_path / "out", [], Resources(), None)
+
+
+def test_paths_are_absolute_in_the_file_that_is_sent(tmp_path: Path, monkeypatch) -> None:
+    for place in ("file", "here"):
+        (tmp_path / place / "images").mkdir(parents=True)
+        (tmp_path / place / "w.safetensors").touch()
+    (tmp_path / "file" / "before").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_run(tmp_path / "file", model={"name": "resnet20"}, reuse="before")
+    given = ["model.weights=w.safetensors", "data.root=images"]
+    job = prepare("../file/tiny.yaml", Path("out"), given, Resources(), None)
+    sent = yaml.safe_load((ray_jobs.write(job).parent / "run.yaml").read_text())
+    assert sent == yaml.safe_load(job.run_file.read_text())
+    assert sent["model"]["weights"] == str(tmp_path / "here" / "w.safetensors")
+    assert sent["data"]["root"] == str(tmp_path / "here" / "images")
+    assert sent["reuse"] == str(tmp_path / "file" / "before")
 
 
 @pytest.mark.parametrize(

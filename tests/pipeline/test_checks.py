@@ -1,0 +1,102 @@
+"""What would stop a run after hours is said before its baseline is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from epim_nas import InputError
+from epim_nas.cli.app import run_command
+from epim_nas.pipeline.checks import check_cluster
+from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.folder import RunFolder
+from tests.pipeline.tiny import write_run
+
+NOWHERE = "127.0.0.1:9"
+
+
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """The message of a search that must end before its first training."""
+    run, folder = write_run(tmp_path, baseline__steps=2), tmp_path / "run"
+    given = [part for text in overrides for part in ("--set", text)]
+    code = run_command(["search", str(run), "--out", str(folder), *given])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert "Traceback" not in error
+    assert not RunFolder(folder).has_work
+    assert "Baseline" not in (folder / "log.txt").read_text()
+    return next(line for line in error.splitlines() if line.startswith("epim-nas: "))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["baseline.accumulation=33"], ["baseline.accumulation", "33", "1 to batch_size (32)"]),
+        (["supernet.accumulation=33"], ["supernet.accumulation", "33", "1 to batch_size (32)"]),
+        (["finalists.accumulation=33"], ["finalists.accumulation", "33", "1 to batch_size (32)"]),
+        (
+            ["finalists.batch_size=8", "finalists.accumulation=9"],
+            ["finalists.accumulation", "9", "1 to batch_size (8)"],
+        ),
+        (["baseline.batch_size=501"], ["baseline.batch_size", "501", "1 to 500"]),
+        (["supernet.batch_size=501"], ["supernet.batch_size", "501", "1 to 500"]),
+        (["finalists.batch_size=501"], ["finalists.batch_size", "501", "1 to 500"]),
+        (["sensitivity.batch_size=1"], ["sensitivity.batch_size", "at least 2"]),
+        (["sensitivity.images=1"], ["sensitivity.batch_size", "`sensitivity.images`"]),
+        (["supernet.workers=3"], ["supernet.workers", "3", "a divisor of 32"]),
+        (
+            ["supernet.workers=3", "supernet.batch_size=8"],
+            ["supernet.workers", "3", "a divisor of 8"],
+        ),
+    ],
+)
+def test_batches_that_cannot_be_made(
+    overrides: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(tmp_path, capsys, *overrides)
+    assert message.startswith(f"epim-nas: {words[0]}:")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("override", ["executor.kind=ray", "supernet.workers=2"])
+def test_a_missing_ray(
+    override: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "epim_nas[ray]" in refused(tmp_path, capsys, override)
+
+
+@pytest.mark.parametrize("override", ["executor.kind=ray", "supernet.workers=2"])
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_an_address_where_nothing_answers(
+    override: str,
+    by_variable: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    if by_variable:
+        monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
+        message = refused(tmp_path, capsys, override)
+    else:
+        message = refused(tmp_path, capsys, override, f"executor.address={NOWHERE}")
+    assert f"executor.address: no Ray cluster answers at {NOWHERE}" in message
+
+
+def test_what_is_trained_or_not_used_is_not_checked(finished: Path) -> None:
+    def check(*overrides: str) -> None:
+        given = [f"executor.address={NOWHERE}", "supernet.workers=3", *overrides]
+        config, _ = load_run_config(str(finished / "run.yaml"), given)
+        check_cluster(config, RunFolder(finished))
+
+    check()
+    check("supernet.steps=0")
+    with pytest.raises(InputError, match=r"supernet\.workers"):
+        check("supernet.steps=31")
