@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +45,9 @@ def run_on_workers(
     Raises:
         InputError: Ray is not installed or cannot be reached.
         EpimError: the work failed.
+        KeyboardInterrupt: a signal ended it; the workers are gone.
     """
-    with connected(address, "training on several workers", workers) as ray:
+    with _own_signals(), connected(address, "training on several workers", workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -75,6 +79,29 @@ def run_on_workers(
                 raise wrong from None
             message = f"the training on {workers} workers failed: {one_line(error)}"
             raise EpimError(message) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Let a signal interrupt the block as elsewhere, and keep this process's handlers.
+
+    Ray's handlers of SIGINT, while it trains, and of SIGTERM, while it starts, end the process by
+    ``sys.exit``: with exit code 0 or 1, as if everything were done or something were wrong. Those
+    of the training stay for good.
+
+    Raises:
+        KeyboardInterrupt: in place of that exit.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if in_main:  # elsewhere neither Ray nor this may set one
+            for kind, handler in kept.items():
+                signal.signal(kind, handler)
 
 
 def _enter(config: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
@@ -13,10 +14,13 @@ from typing import Any
 
 from torch import nn
 
+from epim_nas.cluster.connection import probe
 from epim_nas.epitome.design import load_design
 from epim_nas.errors import InputError, InterruptedRun
+from epim_nas.export.weights import WEIGHTS, weights_digest
 from epim_nas.files import digest, file_digest, load_json, locked, make_folder, write_json
 from epim_nas.models.weights import save_weights
+from epim_nas.pipeline.checks import check_training
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import relative
@@ -24,7 +28,7 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.single import load_trained, quantized_network, recalibrate
 from epim_nas.pipeline.stages import measure, score_settings
 from epim_nas.pipeline.tuning import Job, run_training, started_network, steps_per_epoch
-from epim_nas.pipeline.workers import train_on_workers
+from epim_nas.pipeline.workers import check_shares, train_on_workers
 from epim_nas.schema import validate
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
@@ -32,8 +36,13 @@ from epim_nas.supernet.training import TrainResult
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "epitomes.safetensors"
 _DAMAGED = "Remove the folder, or give another --out."
+_IDENTITY = ("seed", "precision", "model", "data", "quantization", "projection", "finetune")
+"""Keys of the run file that a training depends on as a whole."""
+_DIGESTS = ("design", "weights", "dense_weights", "chip")
+"""Settings that are stored as their SHA-256."""
+_DIGITS = 12
+"""Digits of a digest that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,15 @@ def finetune_design(
         reporter: shows the progress.
 
     Returns:
-        What ``result.json`` holds.
+        What ``result.json`` holds, with the path of the weights in place of their file name.
 
     Raises:
         InputError: a wrong option, file or folder.
         InterruptedRun: interrupted by the user; the training is saved.
     """
+    if weights is not None and not weights.is_file():
+        allowed = "a .safetensors file of epitomes"
+        raise InputError("--weights", f"{weights} is not a file", allowed)
     design = load_design(design_file)
     config, path = load_run_config(run, overrides)
     config = config.model_copy(update={"finetune": _with(config.finetune, options or {})})
@@ -90,17 +102,27 @@ def finetune_design(
     folder = make_folder(out if out is not None else Path("finetuned") / name, "--out").resolve()
     job = Job(config, path.parent.resolve(), design, folder)
     with locked(folder, "fine-tuning"):
-        finished = _adopt(job, weights, workers)
-        if finished is not None:
-            log.info("%s was finished before: nothing to do", folder)
-            return finished
-        return _run(job, str(design_file), weights, workers, reporter or Reporter())
+        try:
+            setup = load_trained(job.config, job.run_folder, design, str(design_file))
+            finished = _adopt(job, _settings(job, setup, weights, workers))
+            if finished is not None:
+                log.info("%s was finished before: nothing to do", folder)
+            else:
+                finished = _run(job, setup, weights, workers, reporter or Reporter())
+        except KeyboardInterrupt:
+            raise InterruptedRun(
+                f"interrupted; everything finished is saved in {folder}. "
+                "Type the same command to go on."
+            ) from None
+    # Only the name is stored: the folder may be moved, and read from another current folder.
+    return {**finished, "weights": relative(folder / finished["weights"])}
 
 
 def _run(
-    job: Job, design_file: str, weights: Path | None, workers: int, reporter: Reporter
+    job: Job, setup: Setup, weights: Path | None, workers: int, reporter: Reporter
 ) -> dict[str, Any]:
-    setup = load_trained(job.config, job.run_folder, job.design, design_file)
+    """Train, and store the result; returns what is stored."""
+    _check(setup, workers)
     training, start = _prepare(job, setup, weights, reporter)
     log.info(
         "top-1 %.2f %% before training, damage %.3g nats, learning rate %.3g%s, %d steps",
@@ -126,6 +148,20 @@ def _run(
     return _conclude(job, setup, model, start, result)
 
 
+def _check(setup: Setup, workers: int) -> None:
+    """Check, before anything is computed, that the training can be had.
+
+    Raises:
+        InputError: batches that cannot be made or shared, or no Ray to share them with.
+    """
+    config = setup.config
+    check_training(setup, config.finetune, "finetune")
+    if workers > 1:
+        batch_size = config.finetune.batch_size or config.data.batch_size
+        check_shares(batch_size, workers, "--workers")
+        probe(config.executor.address, "training on several workers")
+
+
 def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
     """The group with what the command line says."""
     given = {key: value for key, value in options.items() if value is not None}
@@ -138,40 +174,88 @@ def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
         raise InputError(f"--{option}", error.problem, error.allowed, error.hint) from None
 
 
-def _adopt(job: Job, weights: Path | None, workers: int) -> dict[str, Any] | None:
+def _settings(job: Job, setup: Setup, weights: Path | None, workers: int) -> dict[str, Any]:
+    """Everything that the trained weights depend on: the identity of a fine-tuning."""
+    config = job.config
+    by_crossbar = config.quantization.granularity == "crossbar"
+    dense = {**dict(setup.model.named_parameters()), **dict(setup.model.named_buffers())}
+    return {
+        "design": digest(job.design.to_dict()["layers"]),
+        "weights": None if weights is None else file_digest(weights),
+        # Where a training starts, and what it is distilled from. Not the digest of a file: the
+        # weights of a library's network come from none.
+        "dense_weights": weights_digest(dense),
+        # Elsewhere no weight knows the crossbar that it will lie on.
+        "chip": setup.chip.digest if by_crossbar else None,
+        "workers": workers,
+        **config.model_dump(mode="json", include=set(_IDENTITY)),
+        # What activations and batch norm are calibrated with.
+        "search": config.search.model_dump(include={"batch_size", "calibration_images"}),
+    }
+
+
+def _adopt(job: Job, settings: dict[str, Any]) -> dict[str, Any] | None:
     """Make the folder this job's, or find its finished result there.
 
+    Args:
+        job: the job.
+        settings: its identity (:func:`_settings`).
+
     Raises:
-        InputError: the folder is another job's.
+        InputError: the folder is another job's, or of an earlier version, whose settings do not
+            say whether it is.
     """
     file, result = job.folder / "settings.json", job.folder / "result.json"
-    settings = {
-        "design": digest(job.design.to_dict()["layers"]),
-        "weights": None if weights is None else file_digest(_existing(weights)),
-        "workers": workers,
-        **job.config.model_dump(
-            mode="json", include={"seed", "model", "data", "quantization", "projection", "finetune"}
-        ),
-    }
     # A folder in which nothing was computed yet, because of a mistake, belongs to nobody.
     if file.exists() and (result.exists() or job.start_record.exists()):
-        stored = load_json(file, _DAMAGED)
-        different = sorted(key for key in settings if stored.get(key) != settings[key])
-        if different:
-            raise InputError(
-                "--out",
-                f"{job.folder} holds a fine-tuning with other settings ({', '.join(different)})",
-                "the folder of this fine-tuning, or a new one",
-                "Give another --out, or remove the folder.",
-            )
+        _check_same(job.folder, _by_path(load_json(file, _DAMAGED)), _by_path(settings))
     write_json(file, settings)
     return load_json(result, _DAMAGED) if result.exists() else None
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError("--weights", f"{path} is not a file", "a .safetensors file of epitomes")
-    return path
+def _check_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse a folder whose stored settings are not those that are asked for."""
+    allowed = "the folder of this fine-tuning, or a new one"
+    different = [key for key in asked if key in stored and stored[key] != asked[key]]
+    if different:
+        told = "; ".join(
+            f"`{key}`: stored {_shown(key, stored[key])}, asked {_shown(key, asked[key])}"
+            for key in different
+        )
+        raise InputError(
+            "--out",
+            f"{folder} holds a fine-tuning with other settings ({told})",
+            allowed,
+            "Give another --out, or remove the folder to train anew.",
+        )
+    missing = [key for key in asked if key not in stored]
+    if missing:
+        raise InputError(
+            "--out",
+            f"{folder} holds a fine-tuning of an earlier version, which did not store "
+            f"{', '.join(f'`{key}`' for key in missing)}: nobody can tell whether it is this one",
+            allowed,
+            "Give another --out, or remove the folder to train anew. The weights of a finished "
+            "one can still be used, by the --weights of evaluate, export and finetune.",
+        )
+
+
+def _by_path(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the keys of groups as ``group.key``."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": part for inner, part in value.items()}
+        else:
+            found[key] = value
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting in a message."""
+    if key in _DIGESTS and isinstance(value, str):
+        return f"sha256 {value[:_DIGITS]}..."
+    return json.dumps(value)
 
 
 def _prepare(
@@ -222,7 +306,7 @@ def _conclude(
         "validation_accuracy": max(start.before, after),
         "test_accuracy": measure(setup, model, "test").accuracy,
         "validation_curve": [[step, value] for step, value in trained.measured],
-        "weights": relative(weights),
+        "weights": weights.name,
     }
     told = {key: str(result[key]) for key in ("epochs", "validation_accuracy", "test_accuracy")}
     save_weights(model, weights, metadata=told)

@@ -64,16 +64,20 @@ def test_a_finished_training_is_not_repeated(
     finished: Path, tuned: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = (tuned / "epitomes.safetensors").stat().st_mtime_ns
-    assert tune(finished, tuned) == result_of(tuned)
+    weights = tuned / "epitomes.safetensors"
+    assert tune(finished, tuned) == {**result_of(tuned), "weights": str(weights)}
     assert (tuned / "epitomes.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("change", "name"), [("finetune.lr=0.5", "finetune"), ("seed=8", "seed")])
-def test_a_folder_of_other_settings_is_refused(
-    change: str, name: str, finished: Path, tuned: Path
+def test_the_result_names_the_weights_wherever_the_folder_is(
+    finished: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=rf"--out: .*other settings \({name}\).*another --out"):
-        tune(finished, tuned, change)
+    assert result_of(tuned)["weights"] == "epitomes.safetensors"
+    moved = shutil.copytree(tuned, tmp_path / "moved")
+    for current in (tmp_path, moved):
+        monkeypatch.chdir(current)
+        weights = Path(tune(finished, moved)["weights"])
+        assert weights.resolve() == moved.resolve() / "epitomes.safetensors"
 
 
 def test_interrupted_it_goes_on_to_the_same_weights(
@@ -150,7 +154,10 @@ def test_nan_keeps_the_last_good_state(finished: Path, tmp_path: Path) -> None:
 
 def test_two_workers_train_the_same_network(finished: Path, tuned: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(kind) for kind in kinds]
     result = tune(finished, tmp_path / "two", workers=2)
+    assert [signal.getsignal(kind) for kind in kinds] == handlers, "Ray's own are left behind"
     alone = result_of(tuned)
     assert [step for step, _ in result["validation_curve"]] == [10, 20, 30]
     # Batch norm sees half a batch in each: not the same numbers, but the same network.
