@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
 
 from epim_nas.errors import InputError, nearest
-from epim_nas.files import parse_yaml
+from epim_nas.files import parse_yaml, read_bytes
 
 
 class Strict(pydantic.BaseModel):
@@ -21,7 +22,17 @@ class Strict(pydantic.BaseModel):
     )
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("not a number")
+    return value
+
+
+Number = Annotated[Any, pydantic.AfterValidator(_number)]
+"""A number as it is: whole ones stay whole."""
+
 M = TypeVar("M", bound=pydantic.BaseModel)
+T = TypeVar("T")
 
 
 def validate(model: type[M], data: Any, source: str) -> M:
@@ -42,6 +53,27 @@ def validate(model: type[M], data: Any, source: str) -> M:
         return model.model_validate(dict(data))
     except pydantic.ValidationError as failure:
         raise _first_error(model, data, failure, source) from None
+
+
+def load_json_as(path: Path, kind: type[T], hint: str) -> T:
+    """The content of a JSON file as a type of plain values.
+
+    Args:
+        path: the file.
+        kind: such as ``dict[str, float]``, a TypedDict or a dataclass.
+        hint: what to do where it is damaged.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    content = read_bytes(path)
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise InputError(str(path), f"is damaged ({reason})", hint=hint) from None
 
 
 def describe(value: Any) -> str:

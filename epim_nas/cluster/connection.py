@@ -84,7 +84,8 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
 def probe(address: str | None, purpose: str) -> None:
     """Check, within seconds and without starting Ray, what :func:`connect` will need.
 
-    A search connects when its network is trained, which may be hours later.
+    A search connects when its network is trained, which may be hours later. Which cluster ``auto``
+    means, only Ray knows: of it nothing is checked.
 
     Args:
         address: as of :func:`connect`.

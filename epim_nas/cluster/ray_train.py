@@ -101,7 +101,8 @@ def _own_signals() -> Iterator[None]:
     finally:
         if in_main:  # elsewhere neither Ray nor this may set one
             for kind, handler in kept.items():
-                signal.signal(kind, handler)
+                if handler is not None:  # set by a program that Python is embedded in
+                    signal.signal(kind, handler)
 
 
 def _enter(config: dict[str, Any]) -> None:

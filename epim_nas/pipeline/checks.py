@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from epim_nas.cluster.connection import probe
 from epim_nas.errors import InputError
+from epim_nas.network.batch_norm import following_batch_norms
 from epim_nas.pipeline.config import RunConfig, TrainingConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.shared_weights import needs_workers
 from epim_nas.pipeline.workers import check_shares
+from epim_nas.supernet.sensitivity import find_method
 from epim_nas.supernet.sensitivity.capture import check_batch
 
 
@@ -23,9 +23,8 @@ def check_trainings(setup: Setup) -> None:
     config = setup.config
     if config.model.weights is None:
         check_training(setup, config.baseline, "baseline")
-    images = min(config.sensitivity.batch_size, config.sensitivity.images)
-    if any(isinstance(module, _BatchNorm) for module in setup.model.modules()):
-        check_batch(images)
+    if find_method(config.sensitivity.method).normalises and following_batch_norms(setup.model):
+        check_batch(min(config.sensitivity.batch_size, config.sensitivity.images))
     if config.supernet.steps:
         check_training(setup, config.supernet, "supernet")
     if config.finalists.count:

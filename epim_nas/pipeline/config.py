@@ -429,9 +429,9 @@ def load_run_config(
         overrides: ``key.path=value`` changes, as of ``--set``.
 
     Returns:
-        The configuration and the file it came from. Paths that exist are absolute in it, so that
-        the stored run file works from anywhere: relative ones are taken from the file's folder or
-        else from the current one, those of ``overrides`` from the current one.
+        The configuration and the file it came from. Paths are absolute in it, so that the stored
+        run file works from anywhere: relative ones are taken from the file's folder where they
+        exist there, else from the current one, and those of ``overrides`` from the current one.
 
     Raises:
         InputError: no such file, or a wrong field in it.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from torch import nn
 from epim_nas.cluster.connection import probe
 from epim_nas.epitome.design import load_design
 from epim_nas.errors import InputError, InterruptedRun
-from epim_nas.export.weights import WEIGHTS, weights_digest
-from epim_nas.files import digest, file_digest, load_json, locked, make_folder, write_json
+from epim_nas.export.weights import WEIGHTS
+from epim_nas.files import locked, make_folder, write_json
 from epim_nas.models.weights import save_weights
 from epim_nas.pipeline.checks import check_training
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
+from epim_nas.pipeline.finetune_folder import DAMAGED, Result, Start, adopt, settings_of
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import relative
 from epim_nas.pipeline.setup import Setup
@@ -29,35 +29,12 @@ from epim_nas.pipeline.single import load_trained, quantized_network, recalibrat
 from epim_nas.pipeline.stages import measure, score_settings
 from epim_nas.pipeline.tuning import Job, run_training, started_network, steps_per_epoch
 from epim_nas.pipeline.workers import check_shares, train_on_workers
-from epim_nas.schema import validate
+from epim_nas.schema import load_json_as, validate
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
 from epim_nas.supernet.training import TrainResult
 
 log = logging.getLogger(__name__)
-
-_DAMAGED = "Remove the folder, or give another --out."
-_IDENTITY = ("seed", "precision", "model", "data", "quantization", "projection", "finetune")
-"""Keys of the run file that a training depends on as a whole."""
-_DIGESTS = ("design", "weights", "dense_weights", "chip")
-"""Settings that are stored as their SHA-256."""
-_DIGITS = 12
-"""Digits of a digest that a message shows."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a training starts from.
-
-    Attributes:
-        before: validation top-1, batch norm recalibrated.
-        damage: nats between the float network and this one.
-        learning_rate: peak learning rate.
-    """
-
-    before: float
-    damage: float
-    learning_rate: float
 
 
 def finetune_design(
@@ -70,7 +47,7 @@ def finetune_design(
     out: Path | None = None,
     overrides: list[str] | None = None,
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Train one design fully; an interrupted training goes on.
 
     Args:
@@ -104,7 +81,7 @@ def finetune_design(
     with locked(folder, "fine-tuning"):
         try:
             setup = load_trained(job.config, job.run_folder, design, str(design_file))
-            finished = _adopt(job, _settings(job, setup, weights, workers))
+            finished = adopt(job, settings_of(job, setup, weights, workers))
             if finished is not None:
                 log.info("%s was finished before: nothing to do", folder)
             else:
@@ -118,9 +95,7 @@ def finetune_design(
     return {**finished, "weights": relative(folder / finished["weights"])}
 
 
-def _run(
-    job: Job, setup: Setup, weights: Path | None, workers: int, reporter: Reporter
-) -> dict[str, Any]:
+def _run(job: Job, setup: Setup, weights: Path | None, workers: int, reporter: Reporter) -> Result:
     """Train, and store the result; returns what is stored."""
     _check(setup, workers)
     training, start = _prepare(job, setup, weights, reporter)
@@ -140,11 +115,11 @@ def _run(
             job, setup, model, training,
             progress=lambda step, loss: advance(step, f"loss {loss:.3f}"), stop=stop,
         )  # fmt: skip
-    if not result.finished:
-        raise InterruptedRun(
-            f"interrupted at step {result.steps} of {training.steps}; the training is saved in "
-            f"{job.folder}. Type the same command to go on."
-        )
+        if not result.finished:  # inside of the stage, which says that it is done otherwise
+            raise InterruptedRun(
+                f"interrupted at step {result.steps} of {training.steps}; the training is saved in "
+                f"{job.folder}. Type the same command to go on."
+            )
     return _conclude(job, setup, model, start, result)
 
 
@@ -174,90 +149,6 @@ def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
         raise InputError(f"--{option}", error.problem, error.allowed, error.hint) from None
 
 
-def _settings(job: Job, setup: Setup, weights: Path | None, workers: int) -> dict[str, Any]:
-    """Everything that the trained weights depend on: the identity of a fine-tuning."""
-    config = job.config
-    by_crossbar = config.quantization.granularity == "crossbar"
-    dense = {**dict(setup.model.named_parameters()), **dict(setup.model.named_buffers())}
-    return {
-        "design": digest(job.design.to_dict()["layers"]),
-        "weights": None if weights is None else file_digest(weights),
-        # Where a training starts, and what it is distilled from. Not the digest of a file: the
-        # weights of a library's network come from none.
-        "dense_weights": weights_digest(dense),
-        # Elsewhere no weight knows the crossbar that it will lie on.
-        "chip": setup.chip.digest if by_crossbar else None,
-        "workers": workers,
-        **config.model_dump(mode="json", include=set(_IDENTITY)),
-        # What activations and batch norm are calibrated with.
-        "search": config.search.model_dump(include={"batch_size", "calibration_images"}),
-    }
-
-
-def _adopt(job: Job, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the folder this job's, or find its finished result there.
-
-    Args:
-        job: the job.
-        settings: its identity (:func:`_settings`).
-
-    Raises:
-        InputError: the folder is another job's, or of an earlier version, whose settings do not
-            say whether it is.
-    """
-    file, result = job.folder / "settings.json", job.folder / "result.json"
-    # A folder in which nothing was computed yet, because of a mistake, belongs to nobody.
-    if file.exists() and (result.exists() or job.start_record.exists()):
-        _check_same(job.folder, _by_path(load_json(file, _DAMAGED)), _by_path(settings))
-    write_json(file, settings)
-    return load_json(result, _DAMAGED) if result.exists() else None
-
-
-def _check_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse a folder whose stored settings are not those that are asked for."""
-    allowed = "the folder of this fine-tuning, or a new one"
-    different = [key for key in asked if key in stored and stored[key] != asked[key]]
-    if different:
-        told = "; ".join(
-            f"`{key}`: stored {_shown(key, stored[key])}, asked {_shown(key, asked[key])}"
-            for key in different
-        )
-        raise InputError(
-            "--out",
-            f"{folder} holds a fine-tuning with other settings ({told})",
-            allowed,
-            "Give another --out, or remove the folder to train anew.",
-        )
-    missing = [key for key in asked if key not in stored]
-    if missing:
-        raise InputError(
-            "--out",
-            f"{folder} holds a fine-tuning of an earlier version, which did not store "
-            f"{', '.join(f'`{key}`' for key in missing)}: nobody can tell whether it is this one",
-            allowed,
-            "Give another --out, or remove the folder to train anew. The weights of a finished "
-            "one can still be used, by the --weights of evaluate, export and finetune.",
-        )
-
-
-def _by_path(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the keys of groups as ``group.key``."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{inner}": part for inner, part in value.items()}
-        else:
-            found[key] = value
-    return found
-
-
-def _shown(key: str, value: Any) -> str:
-    """A setting in a message."""
-    if key in _DIGESTS and isinstance(value, str):
-        return f"sha256 {value[:_DIGITS]}..."
-    return json.dumps(value)
-
-
 def _prepare(
     job: Job, setup: Setup, weights: Path | None, reporter: Reporter
 ) -> tuple[TrainConfig, Start]:
@@ -265,7 +156,7 @@ def _prepare(
     config = setup.config
     settings = config.finetune
     if job.start_record.exists() and job.start.exists():
-        start = Start(**load_json(job.start_record, _DAMAGED))
+        start = load_json_as(job.start_record, Start, DAMAGED)
     else:
         model = quantized_network(setup, job.design, weights, reporter)
         batches = score_settings(setup).calibration_batches(setup.data)
@@ -282,7 +173,7 @@ def _prepare(
 
 def _conclude(
     job: Job, setup: Setup, model: nn.Module, start: Start, trained: TrainResult
-) -> dict[str, Any]:
+) -> Result:
     """Keep the better of before and after by validation, measure the test images once, store."""
     recalibrate(setup, model)
     after = measure(setup, model, "validation").accuracy
@@ -295,7 +186,7 @@ def _conclude(
         )
         model = started_network(job, setup)
     weights = job.folder / WEIGHTS
-    result = {
+    result: Result = {
         "schema": "epim-nas/finetuning@1",
         "network": job.design.network,
         "epochs": job.config.finetune.epochs,
@@ -305,12 +196,15 @@ def _conclude(
         "before": start.before,
         "validation_accuracy": max(start.before, after),
         "test_accuracy": measure(setup, model, "test").accuracy,
-        "validation_curve": [[step, value] for step, value in trained.measured],
+        "validation_curve": list(trained.measured),
         "weights": weights.name,
     }
-    told = {key: str(result[key]) for key in ("epochs", "validation_accuracy", "test_accuracy")}
-    save_weights(model, weights, metadata=told)
-    measured = {k: result[k] for k in ("validation_accuracy", "test_accuracy", "epochs")}
+    measured = {
+        "validation_accuracy": result["validation_accuracy"],
+        "test_accuracy": result["test_accuracy"],
+        "epochs": result["epochs"],
+    }
+    save_weights(model, weights, metadata={key: str(value) for key, value in measured.items()})
     provenance = {**job.design.provenance, "finetuned": measured}
     replace(job.design, provenance=provenance).save(job.folder / "design.yaml")
     write_json(job.folder / "result.json", result)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pydantic
-
 from epim_nas.errors import InputError
 from epim_nas.files import (
     dump_yaml,
@@ -22,9 +20,11 @@ from epim_nas.files import (
     write_text,
 )
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.schema import validate
+from epim_nas.schema import load_json_as, validate
 
 T = TypeVar("T")
+
+_DAMAGED = "Delete it and run the search again."
 
 LAUNCH = "launch"
 """Folder, inside of a run folder, of what launchers write; it may be there before the run."""
@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def progress(self) -> Path:
-        """Seconds and versions by stage."""
+        """Seconds by stage."""
         return self.path / "stages.json"
 
     def parse(self, path: Path, make: Callable[[Any], T]) -> T:
@@ -143,11 +143,13 @@ class RunFolder:
         Raises:
             InputError: the file is missing or damaged.
         """
-        content = _content(path)
+        _check_there(path)
+        content = read_bytes(path)
         try:
             return make(json.loads(content))
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from None
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(str(path), f"is damaged ({reason})", hint=_DAMAGED) from None
 
     def load(self, path: Path, kind: type[T]) -> T:
         """The content of a JSON file of this folder as a type of plain values.
@@ -159,13 +161,8 @@ class RunFolder:
         Raises:
             InputError: the file is missing, damaged, or holds something else.
         """
-        content = _content(path)
-        try:
-            return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+        _check_there(path)
+        return load_json_as(path, kind, _DAMAGED)
 
     def stored_versions(self) -> dict[str, str]:
         """Versions of the packages that the run was made with. Errors: :meth:`load`."""
@@ -257,23 +254,12 @@ class RunFolder:
         write_json(self.progress, known)
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a file that a run writes.
-
-    Raises:
-        InputError: it is missing, or cannot be read.
-    """
+def _check_there(path: Path) -> None:
+    """Check that a run has written a file."""
     if not path.exists():
         raise InputError(
             str(path), "no such file", hint="Is this the folder of a run (epim-nas search)?"
         )
-    return read_bytes(path)
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(
-        str(path), f"is damaged ({reason})", hint="Delete it and run the search again."
-    )
 
 
 def _different(old: Any, new: Any, prefix: str = "") -> list[str]:

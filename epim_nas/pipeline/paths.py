@@ -14,11 +14,13 @@ _NAMES = ("model.weights", "hardware.chip", "space")
 
 
 def with_absolute_paths(data: Mapping[str, Any], *bases: Path) -> dict[str, Any]:
-    """A run file's content, every path that exists made absolute; the rest is as it was.
+    """A run file's content with absolute paths; names of presets stay as they are.
 
     Args:
         data: the content, not validated yet.
-        bases: folders that relative paths may start from; the first where one exists is taken.
+        bases: folders that relative paths may start from: the first where one exists is taken, or
+            the last where none does. Data may be downloaded to there, and the same run file has
+            to mean the same afterwards.
     """
     result = dict(data)
     for key in (*_FOLDERS, *_NAMES):
@@ -30,15 +32,16 @@ def with_absolute_paths(data: Mapping[str, Any], *bases: Path) -> dict[str, Any]
         else:
             continue
         value = holder.get(last)
-        if isinstance(value, str) and (key in _FOLDERS or Path(value).suffix or "/" in value):
+        if isinstance(value, str) and value and (key in _FOLDERS or _is_path(value)):
             holder[last] = _absolute(value, bases)
     return result
 
 
+def _is_path(value: str) -> bool:
+    return bool(Path(value).suffix) or "/" in value
+
+
 def _absolute(path: str, bases: tuple[Path, ...]) -> str:
-    for base in bases if path else ():
-        # By `os`: where `Path` raises (an unknown user, a name too long), these find nothing.
-        found = os.path.join(base, os.path.expanduser(path))
-        if os.path.exists(found):
-            return os.path.realpath(found)
-    return path
+    # By `os`: where `Path` raises (an unknown user, a name too long), these find nothing.
+    places = [os.path.join(base, os.path.expanduser(path)) for base in bases]
+    return os.path.realpath(next(filter(os.path.exists, places), places[-1]))

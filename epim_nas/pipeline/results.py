@@ -26,6 +26,7 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.report.html import render_report
 from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
+from epim_nas.schema import Number
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.metrics import own_texts
 from epim_nas.study.pareto import BEST_IN, SELECTIONS, front_numbers, select
@@ -75,7 +76,7 @@ def load_result(folder: RunFolder) -> RunResult:
         name=config.name,
         config=config.model_dump(mode="json", by_alias=True),
         objectives=tuple(config.objectives),
-        budget=folder.load(folder.budget, dict[str, int | float]),
+        budget=folder.load(folder.budget, dict[str, Number]),
         baseline=folder.parse(folder.baseline, lambda data: Baseline(**data)),
         trials=tuple(records),
         front=front,

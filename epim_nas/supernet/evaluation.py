@@ -160,13 +160,24 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     Raises:
         InputError: an unknown precision.
     """
+    if resolve_precision(device, precision) == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """What :func:`autocast` takes ``auto`` for on a device; other precisions are themselves.
+
+    Raises:
+        InputError: an unknown precision.
+    """
     if precision not in PRECISIONS:
         raise InputError(
             "precision", f"got `{precision}`", ", ".join(PRECISIONS), nearest(precision, PRECISIONS)
         )
-    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    if precision == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return precision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -9,9 +9,10 @@ import pytest
 
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
-from epim_nas.pipeline.checks import check_cluster
+from epim_nas.pipeline.checks import check_cluster, check_trainings
 from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.setup import Setup
 from tests.pipeline.tiny import write_run
 
 NOWHERE = "127.0.0.1:9"
@@ -88,6 +89,21 @@ def test_an_address_where_nothing_answers(
     else:
         message = refused(tmp_path, capsys, override, f"executor.address={NOWHERE}")
     assert f"executor.address: no Ray cluster answers at {NOWHERE}" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "refused"), [("output_fisher", True), ("measured", True), ("weight_fisher", False)]
+)
+def test_one_image_is_enough_where_no_statistics_are_taken(
+    method: str, refused: bool, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, sensitivity={"method": method, "batch_size": 1, "images": 8})
+    setup = Setup.load(load_run_config(str(run))[0])
+    if not refused:
+        check_trainings(setup)
+        return
+    with pytest.raises(InputError, match=r"sensitivity\.batch_size"):
+        check_trainings(setup)
 
 
 def test_what_is_trained_or_not_used_is_not_checked(finished: Path) -> None:

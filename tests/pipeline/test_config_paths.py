@@ -68,14 +68,24 @@ def test_a_group_that_is_typed(base: Path) -> None:
     given = ["data={name: imagefolder, root: images}", "model={name: resnet20, weights: ./w.pt}"]
     config, _ = load_run_config(str(run), given)
     assert config.data.root == str(base / "here" / "images")
-    assert config.model.weights == "./w.pt", "it does not exist"
+    assert config.model.weights == str(base / "here" / "w.pt"), "though it does not exist"
 
 
 def test_names_stay_names(base: Path) -> None:
     given = ["hardware.chip=xbar_64", "space=narrow", "model.weights=pretrained", "data.root=~x/y"]
     config, _ = load_run_config(str(write_run(base / "file")), given)
     assert (config.hardware.chip, config.space) == ("xbar_64", "narrow")
-    assert (config.model.weights, config.data.root) == ("pretrained", "~x/y")
+    assert config.model.weights == "pretrained"
+    assert config.data.root == str(base / "here" / "~x/y"), "there is no user `x`"
+
+
+def test_what_is_downloaded_meanwhile_changes_no_path(base: Path) -> None:
+    run = write_run(base / "file", data={"name": "fashion_mnist", "root": "downloads"})
+    before, _ = load_run_config(str(run))
+    (base / "here" / "downloads").mkdir()
+    after, _ = load_run_config(str(run))
+    assert before == after
+    assert after.data.root == str(base / "here" / "downloads")
 
 
 def test_a_stored_run_file_works_from_anywhere(

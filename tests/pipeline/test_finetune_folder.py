@@ -126,6 +126,38 @@ def test_a_folder_of_a_version_that_stored_less_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("settings.json", "[]", "Input should be an object"),
+        ("settings.json", None, "no such file"),
+        ("result.json", "{}", "schema: Field required"),
+        ("result.json", "{", "Invalid JSON"),
+        ("epitomes.safetensors", None, "is missing, though the fine-tuning is finished"),
+    ],
+)
+def test_a_damaged_folder_is_said(
+    file: str, content: str | None, told: str, finished: Path, tuned: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tuned, tmp_path / "out")
+    if content is None:
+        (out / file).unlink()
+    else:
+        (out / file).write_text(content)
+    with pytest.raises(InputError, match=told) as caught:
+        tune(finished, out)
+    assert caught.value.field == str(out / file)
+
+
+def test_a_damaged_start_is_said(finished: Path, tuned: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tuned, tmp_path / "out")
+    (out / "result.json").unlink()
+    (out / "start.json").write_text("{}")
+    (out / "start.safetensors").touch()
+    with pytest.raises(InputError, match="before: Field required"):
+        tune(finished, out)
+
+
+@pytest.mark.parametrize(
     ("workers", "change", "told"),
     [
         (3, "name=tiny", "--workers: 3 cannot share batches of 50 images evenly"),

@@ -66,12 +66,14 @@ class Method:
         summary: one line for people.
         scores: what it does on a batch.
         finish: what becomes of the mean over the images.
+        normalises: whether batch norm behind a layer follows the statistics of a batch.
     """
 
     name: str
     summary: str
     scores: BatchScores
     finish: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = lambda score: score
+    normalises: bool = True
 
 
 METHODS: dict[str, Method] = {
@@ -85,7 +87,12 @@ METHODS: dict[str, Method] = {
             output_curvature,
             geometric_mean,
         ),
-        Method("weight_fisher", "change of the weights in their diagonal Fisher", weight_fisher),
+        Method(
+            "weight_fisher",
+            "change of the weights in their diagonal Fisher",
+            weight_fisher,
+            normalises=False,
+        ),
         Method("measured", "KL divergence of the network with one layer replaced", measured),
     )
 }
