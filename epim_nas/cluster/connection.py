@@ -50,6 +50,7 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
     Raises:
         InputError: Ray is not installed; the cluster cannot be reached, runs another version, or
             asks for a token that is missing or wrong.
+        KeyboardInterrupt: a signal came while Ray started.
     """
     try:
         import ray
@@ -57,10 +58,10 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
         raise missing_extra("ray", "ray", purpose) from None
     if ray.is_initialized():
         return ray, False
+    probe(address, purpose)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _check_port(address)
         options["address"] = address
     else:
         options |= {
@@ -69,16 +70,36 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
         }
-    in_main = threading.current_thread() is threading.main_thread()
-    on_term = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with own_signals():
+            ray.init(**options)
     except Exception as error:
         raise _explained(ray, address, error) from None
-    finally:
-        if in_main:  # Ray takes the signal over, and what this process would save is lost
-            signal.signal(signal.SIGTERM, on_term)
     return ray, True
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Let a signal interrupt the block as elsewhere, and keep this process's handlers.
+
+    Ray's handlers of SIGINT, while it trains, and of SIGTERM, while it starts, end the process by
+    ``sys.exit``: with exit code 0 or 1, as if everything were done or something were wrong, and
+    what this process would save is lost. They stay for good.
+
+    Raises:
+        KeyboardInterrupt: in place of that exit.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if in_main:  # elsewhere neither Ray nor this may set one
+            for kind, handler in kept.items():
+                if handler is not None:  # set by a program that Python is embedded in
+                    signal.signal(kind, handler)
 
 
 def probe(address: str | None, purpose: str) -> None:

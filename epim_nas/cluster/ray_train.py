@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from epim_nas.cluster.connection import connected
+from epim_nas.cluster.connection import connected, own_signals
 from epim_nas.cluster.executor import input_error_in, one_line
 from epim_nas.errors import EpimError, InputError
 
@@ -47,7 +44,7 @@ def run_on_workers(
         EpimError: the work failed.
         KeyboardInterrupt: a signal ended it; the workers are gone.
     """
-    with _own_signals(), connected(address, "training on several workers", workers) as ray:
+    with own_signals(), connected(address, "training on several workers", workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -79,30 +76,6 @@ def run_on_workers(
                 raise wrong from None
             message = f"the training on {workers} workers failed: {one_line(error)}"
             raise EpimError(message) from error
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Let a signal interrupt the block as elsewhere, and keep this process's handlers.
-
-    Ray's handlers of SIGINT, while it trains, and of SIGTERM, while it starts, end the process by
-    ``sys.exit``: with exit code 0 or 1, as if everything were done or something were wrong. Those
-    of the training stay for good.
-
-    Raises:
-        KeyboardInterrupt: in place of that exit.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if in_main:  # elsewhere neither Ray nor this may set one
-            for kind, handler in kept.items():
-                if handler is not None:  # set by a program that Python is embedded in
-                    signal.signal(kind, handler)
 
 
 def _enter(config: dict[str, Any]) -> None:

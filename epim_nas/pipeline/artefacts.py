@@ -96,7 +96,9 @@ def export_trial(
     if state is not None and (weights is not None or what in ("onnx", "all")):
         # Also where it is not exported: do all of the given weights fit?
         model = _trained(folder.load_config(), network, cost.chip, design, state)
-    made_of = {} if state is None else {WEIGHTS_KEY: weights_digest(state)}
+    made_of = {}
+    if state is not None and what in ("onnx", "datapath", "all"):
+        made_of[WEIGHTS_KEY] = weights_digest(state)
     files: list[Path] = []
     if what in ("design", "all"):
         files += export_design(design, out, network, cost=cost.evaluate(record.design))

@@ -65,11 +65,23 @@ def check_cluster(config: RunConfig, folder: RunFolder) -> None:
         InputError: Ray is not installed, nothing answers at its address, or the supernet's workers
             cannot share its batches.
     """
-    address = config.executor.address
     if needs_workers(config.supernet, folder):
-        supernet = config.supernet
-        size = supernet.batch_size or config.data.batch_size
-        check_shares(size, supernet.workers, "supernet.workers")
-        probe(address, "training on several workers")
+        check_workers(config, config.supernet, config.supernet.workers, "supernet.workers")
     if config.executor.kind == "ray":  # the finalists as well
-        probe(address, "the Ray executor")
+        probe(config.executor.address, "the Ray executor")
+
+
+def check_workers(config: RunConfig, training: TrainingConfig, workers: int, field: str) -> None:
+    """Check that several workers can be had for a training, and can share its batches.
+
+    Args:
+        config: the run file.
+        training: its group for the training.
+        workers: how many.
+        field: what sets their number, for messages.
+
+    Raises:
+        InputError: not evenly; or Ray is not installed, or nothing answers at its address.
+    """
+    check_shares(training.batch_size or config.data.batch_size, workers, field)
+    probe(config.executor.address, "training on several workers")

@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from epim_nas.cluster.connection import probe
 from epim_nas.epitome.design import load_design
 from epim_nas.errors import InputError, InterruptedRun
 from epim_nas.export.weights import WEIGHTS
 from epim_nas.files import locked, make_folder, write_json
 from epim_nas.models.weights import save_weights
-from epim_nas.pipeline.checks import check_training
+from epim_nas.pipeline.checks import check_training, check_workers
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
 from epim_nas.pipeline.finetune_folder import DAMAGED, Result, Start, adopt, settings_of
 from epim_nas.pipeline.progress import Reporter
@@ -28,7 +27,7 @@ from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.single import load_trained, quantized_network, recalibrate
 from epim_nas.pipeline.stages import measure, score_settings
 from epim_nas.pipeline.tuning import Job, run_training, started_network, steps_per_epoch
-from epim_nas.pipeline.workers import check_shares, train_on_workers
+from epim_nas.pipeline.workers import train_on_workers
 from epim_nas.schema import load_json_as, validate
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
@@ -129,12 +128,10 @@ def _check(setup: Setup, workers: int) -> None:
     Raises:
         InputError: batches that cannot be made or shared, or no Ray to share them with.
     """
-    config = setup.config
-    check_training(setup, config.finetune, "finetune")
+    training = setup.config.finetune
+    check_training(setup, training, "finetune")
     if workers > 1:
-        batch_size = config.finetune.batch_size or config.data.batch_size
-        check_shares(batch_size, workers, "--workers")
-        probe(config.executor.address, "training on several workers")
+        check_workers(setup.config, training, workers, "--workers")
 
 
 def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:

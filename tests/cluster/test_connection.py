@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +29,24 @@ def test_a_cluster_that_is_not_there_is_said_at_once(address: str) -> None:
     assert caught.value.field == "executor.address"
     assert address in str(caught.value)
     assert time.monotonic() - started < 10
+
+
+def test_a_signal_while_ray_starts_interrupts_and_leaves_the_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+
+    def stopped(**options: object) -> None:
+        for kind in kinds:  # as Ray does
+            signal.signal(kind, lambda number, frame: sys.exit(1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(ray, "init", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        connect(None, "a test")
+    assert [signal.getsignal(kind) for kind in kinds] == before
 
 
 def node(alive: bool = True, **resources: float) -> dict:

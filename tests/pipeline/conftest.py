@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.pipeline import command
+from tests.pipeline.finetuning import tune
 from tests.pipeline.tiny import write_run
 
 
@@ -17,6 +18,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished fine-tuning. Not to be changed."""
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    tune(finished, out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -12,26 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from epim_nas import InputError
 from epim_nas.models.weights import read_state
-from epim_nas.pipeline.finetune import finetune_design
 from epim_nas.supernet.damage import learning_rate_for
 from tests.pipeline import command
-
-EPOCHS = 3
-SET = ["finetune.batch_size=50", "finetune.ema=0.9"]
-
-
-def tune(finished: Path, out: Path, *overrides: str, **options) -> dict:
-    return finetune_design(
-        finished / "best.yaml", str(finished / "run.yaml"), options={"epochs": EPOCHS},
-        out=out, overrides=[*SET, *overrides], **options,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tuned") / "out"
-    tune(finished, out)
-    return out
+from tests.pipeline.finetuning import EPOCHS, SET, tune
 
 
 def result_of(folder: Path) -> dict:

@@ -13,26 +13,10 @@ import pytest
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
 from epim_nas.models.weights import read_state, save_weights
-from epim_nas.pipeline.finetune import finetune_design
 from tests.pipeline import command
+from tests.pipeline.finetuning import EPOCHS, SET, tune
 
-SET = ["finetune.batch_size=50", "finetune.ema=0.9"]
 BY_CROSSBAR = "quantization.granularity=crossbar"
-
-
-def tune(run_folder: Path, out: Path, *overrides: str) -> dict:
-    return finetune_design(
-        run_folder / "best.yaml", str(run_folder / "run.yaml"), options={"epochs": 1},
-        out=out, overrides=[*SET, *overrides],
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished fine-tuning. Not to be changed."""
-    out = tmp_path_factory.mktemp("tuned") / "out"
-    tune(finished, out)
-    return out
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -111,7 +95,7 @@ def test_a_folder_of_a_version_that_stored_less_is_refused(
     (old / "settings.json").write_text(json.dumps(settings))
     before = files_of(old)
     arguments = [
-        "finetune", finished / "best.yaml", "--run", finished / "run.yaml", "--epochs", 1,
+        "finetune", finished / "best.yaml", "--run", finished / "run.yaml", "--epochs", EPOCHS,
         "--out", old, *(part for key in SET for part in ("--set", key)),
     ]  # fmt: skip
     assert run_command([str(argument) for argument in arguments]) == 2
@@ -171,10 +155,7 @@ def test_a_training_that_cannot_be_had_is_refused_before_anything_is_computed(
 ) -> None:
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=told):
-        finetune_design(
-            finished / "best.yaml", str(finished / "run.yaml"), workers=workers, out=tmp_path,
-            overrides=[*SET, change],
-        )  # fmt: skip
+        tune(finished, tmp_path, change, workers=workers)
     assert set(files_of(tmp_path)) <= {"settings.json", ".lock"}
 
 
