@@ -37,7 +37,7 @@ from subjects import NETWORKS, Source
 
 from epim_nas.files import atomic_path
 from epim_nas.models.weights import save_weights
-from epim_nas.study.knapsack import Infeasible
+from epim_nas.solver.knapsack import Infeasible
 from epim_nas.supernet.training import TrainConfig
 
 OUT_OF_REACH = "reaches no such budget"

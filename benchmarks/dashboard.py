@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.costs import Costs
-from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.context import Setup
+from epim_nas.records import Baseline, TrialRecord
 from epim_nas.report.tensorboard import DashboardWriter
-from epim_nas.study.results import Baseline, TrialRecord
+from epim_nas.solver.design_costs import Costs
 
 console = Console(width=100)
 PORT = 16006

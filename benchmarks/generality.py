@@ -41,10 +41,10 @@ from epim_nas.models.registry import build_model
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import finalist_of, load_result
+from epim_nas.records import Finalist, RunResult
 from epim_nas.report import figures
+from epim_nas.solver.pareto import non_dominated
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.pareto import non_dominated
-from epim_nas.study.results import Finalist, RunResult
 
 HERE = Path(__file__).parent
 RUNS = HERE / "generality"

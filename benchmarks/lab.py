@@ -19,12 +19,12 @@ from epim_nas.files import digest, dump_yaml, write_text
 from epim_nas.hardware import CostModel
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.context import Setup, load_run_chip
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup, load_run_chip
 from epim_nas.pipeline.stages import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import random_row
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.sensitivity import METHODS

@@ -23,16 +23,16 @@ from epim_nas import Choice, Design
 from epim_nas.hardware import CostModel
 from epim_nas.models.resnet_cifar import CifarResNet
 from epim_nas.network.trace import trace
+from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.evaluate import calibrate_activations, quantized_network
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.single import calibrate_activations, quantized_network
+from epim_nas.solver.knapsack import Infeasible, Knapsack
+from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.ranking import expected_rank
+from epim_nas.solver.sensitivity_update import Sensitivity, corrected
 from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.correction import Sensitivity, corrected
-from epim_nas.study.knapsack import Infeasible, Knapsack
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import mutate
-from epim_nas.study.score import expected_rank
 from epim_nas.supernet.evaluation import Score
 
 RATIOS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.1875, 0.125)

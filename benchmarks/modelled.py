@@ -22,15 +22,15 @@ from epim_nas.hardware import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import LayerSpec
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.costs import Costs
-from epim_nas.pipeline.formulation import formulate
-from epim_nas.pipeline.setup import Setup
-from epim_nas.study.gradient import Descent, additive_loss, gradient_rows
+from epim_nas.pipeline.context import Setup
+from epim_nas.solver.design_costs import Costs
+from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.formulation import formulate
+from epim_nas.solver.metrics import maximised, metric_of
+from epim_nas.solver.problem import SearchProblem, StandIn
 from epim_nas.study.history import distributions, params_of, row_of
-from epim_nas.study.metrics import maximised, metric_of
-from epim_nas.study.problem import SearchProblem, StandIn
-from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.strategies import STRATEGIES, Options
+from epim_nas.supernet.descent import Descent, additive_loss, gradient_rows
 
 RELATIVE_ERROR = {2: 0.22, 3: 0.065, 5: 0.0085, 7: 0.0008, 9: 0.0001, 32: 0.0}
 """Relative squared error of weights by bits, measured on trained ResNet-20 weights (7: between)."""

@@ -23,11 +23,11 @@ from lab import Lab, Records
 from scipy.stats import kendalltau, spearmanr
 from subjects import NETWORKS, Source
 
-from epim_nas.study.knapsack import Knapsack
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.sandwich import Sandwich
-from epim_nas.study.score import expected_rank
+from epim_nas.solver.knapsack import Knapsack
+from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.ranking import expected_rank
 from epim_nas.supernet.evaluation import Score, evaluate
+from epim_nas.supernet.sandwich import Sandwich
 from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train

@@ -32,11 +32,9 @@ from rich.table import Table
 from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.cluster.ray_executor import PoolSettings, RayExecutor
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.costs import Costs
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import (
     make_scorer,
     measure_sensitivity,
@@ -44,12 +42,14 @@ from epim_nas.pipeline.stages import (
     prepare_supernet,
     seeds_of,
 )
-from epim_nas.pipeline.trials import run_trials
+from epim_nas.pipeline.stages.trials import run_trials
+from epim_nas.records import Baseline
 from epim_nas.report.tensorboard import DashboardWriter
+from epim_nas.solver.design_costs import Costs
+from epim_nas.solver.formulation import formulate, with_sensitivity
 from epim_nas.space.space import Row
 from epim_nas.study.history import distributions
 from epim_nas.study.inflight import Pending
-from epim_nas.study.results import Baseline
 from epim_nas.study.store import TrialStore, without_legacy
 from epim_nas.study.strategies import Options, find_strategy
 from epim_nas.supernet.evaluation import Score

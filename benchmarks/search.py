@@ -24,10 +24,10 @@ from modelled import Subject, explore, measured
 from rich.console import Console
 from rich.table import Table
 
-from epim_nas.study.exact import Limit, minimise
+from epim_nas.solver.exact import Limit, minimise
+from epim_nas.solver.exact_front import exact_seeds
 from epim_nas.study.history import distributions, params_of, row_of
 from epim_nas.study.inflight import Pending
-from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES, Options
 

@@ -27,12 +27,9 @@ from rich.table import Table
 
 from epim_nas.cluster.executor import LocalExecutor, Outcome
 from epim_nas.pipeline.config import RunConfig, load_run_config
-from epim_nas.pipeline.costs import Costs
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import formulate, with_sensitivity
 from epim_nas.pipeline.progress import Reporter, setup_logging
-from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.shared_weights import train_supernet
 from epim_nas.pipeline.stages import (
     first_designs,
     make_scorer,
@@ -41,8 +38,11 @@ from epim_nas.pipeline.stages import (
     prepare_supernet,
     seeds_of,
 )
-from epim_nas.pipeline.trials import run_trials
-from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
+from epim_nas.pipeline.stages.supernet import train_supernet
+from epim_nas.pipeline.stages.trials import run_trials
+from epim_nas.solver.design_costs import Costs
+from epim_nas.solver.formulation import formulate, with_sensitivity
+from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.store import TrialStore
 from epim_nas.supernet.evaluation import Score
 

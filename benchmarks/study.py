@@ -30,11 +30,11 @@ from study_tables import OBJECTIVES, cost_tables, stages_table
 from epim_nas import EpitomeShape
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.files import atomic_path
-from epim_nas.hardware.floors import Floors
+from epim_nas.hardware.lower_bounds.floors import Floors
 from epim_nas.hardware.results import NetworkCost
+from epim_nas.solver.lower_bounds import Bounds
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.config import Matrix
-from epim_nas.study.bounds import Bounds
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.strategies import Options
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

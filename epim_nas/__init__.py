@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from epim_nas.errors import EpimError, InputError
     from epim_nas.hardware import Chip, CostModel, load_chip
     from epim_nas.network import LayerSpec, Network, load_network, trace
-    from epim_nas.pipeline.artefacts import trained_model
     from epim_nas.pipeline.driver import search
+    from epim_nas.pipeline.export import trained_model
     from epim_nas.space import SearchSpace
 
 __all__ = [
@@ -71,7 +71,7 @@ _SOURCES = {
     **dict.fromkeys(("LayerSpec", "Network", "load_network", "trace"), "epim_nas.network"),
     "SearchSpace": "epim_nas.space",
     "search": "epim_nas.pipeline",
-    "trained_model": "epim_nas.pipeline.artefacts",
+    "trained_model": "epim_nas.pipeline.export",
 }
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from epim_nas.errors import InputError
 from epim_nas.imports import import_module_here
+from epim_nas.solver.metrics import METRICS, Metric, MetricFunction
 from epim_nas.space.generators import GENERATORS, Generator
-from epim_nas.study.metrics import METRICS, Metric, MetricFunction
 
 if TYPE_CHECKING:
     from epim_nas.cluster.registry import MakeExecutor

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from epim_nas import InputError
-from epim_nas.schemas import json_schema, models
+from epim_nas.json_schemas import json_schema, models
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs/schemas"

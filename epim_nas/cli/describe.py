@@ -122,7 +122,7 @@ def _of_run(
     from epim_nas.models.registry import build_model, without_downloads
     from epim_nas.network.trace import trace
     from epim_nas.pipeline.config import load_run_config
-    from epim_nas.pipeline.setup import load_run_chip
+    from epim_nas.pipeline.context import load_run_chip
     from epim_nas.space.config import SpaceConfig, load_space_config
 
     config, _ = load_run_config(run, overrides)

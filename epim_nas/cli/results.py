@@ -72,7 +72,7 @@ def export(
 
     epim-nas export runs/demo --select best-accuracy --to all --out exports/demo
     """
-    from epim_nas.pipeline.artefacts import export_trial
+    from epim_nas.pipeline.export import export_trial
     from epim_nas.pipeline.folder import RunFolder
 
     for path in export_trial(RunFolder(folder), select, to.value, out, weights):
@@ -155,7 +155,7 @@ def schema(
 
     epim-nas schema design
     """
-    from epim_nas.schemas import json_schema
+    from epim_nas.json_schemas import json_schema
 
     print_json(json_schema(kind))
 
@@ -189,7 +189,7 @@ def presets(
     from rich.console import Console
     from rich.table import Table
 
-    from epim_nas.pipeline.catalogue import catalogue
+    from epim_nas.cli.catalogue import catalogue
 
     entries = catalogue()
     if json_:

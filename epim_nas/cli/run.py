@@ -190,7 +190,7 @@ def evaluate(
         )
         return
     _refuse_simulation_options(context)
-    from epim_nas.pipeline.single import evaluate_design
+    from epim_nas.pipeline.evaluate import evaluate_design
 
     result = evaluate_design(design, run, weights=weights, split=split, overrides=set_)
     if json_:

@@ -35,7 +35,7 @@ def simulate_command(
     from rich.console import Console
 
     from epim_nas.datapath.simulator.options import AdcRange, Devices
-    from epim_nas.pipeline.simulation import simulate_design
+    from epim_nas.pipeline.simulate import simulate_design
     from epim_nas.report.simulation import simulation_table
 
     exponent, spread, time = _numbers("--drift", drift, float, 3)

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.errors import InputError
 from epim_nas.hardware.buffers import BufferSizes
+from epim_nas.hardware.layer_pipeline import Timeline
 from epim_nas.hardware.mapping import LayerMapping
 from epim_nas.hardware.mapping_arrays import MappingArrays, MappingTable
-from epim_nas.hardware.pipeline import Timeline
 from epim_nas.hardware.results import TOTALS
 from epim_nas.hardware.timing import Hops
 
 if TYPE_CHECKING:
-    from epim_nas.hardware.evaluation import Evaluation
+    from epim_nas.hardware.equations import Evaluation
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from epim_nas.epitome.design import FLOAT_BITS
 from epim_nas.errors import InputError
-from epim_nas.hardware.segments import Segments
+from epim_nas.hardware.ragged_reduce import Segments
 from epim_nas.network.spec import INPUT, Network
 
 MAX_BITS = 64

@@ -14,17 +14,17 @@ from epim_nas.hardware.accumulator import accumulator_size, shared_parts
 from epim_nas.hardware.batch import BatchCost, BatchCostModel
 from epim_nas.hardware.bits import check_bits
 from epim_nas.hardware.chip import Chip
-from epim_nas.hardware.evaluation import Evaluation
+from epim_nas.hardware.equations import Evaluation
+from epim_nas.hardware.layer_pipeline import Timeline
 from epim_nas.hardware.mapping import LayerMapping, map_layer
-from epim_nas.hardware.pipeline import Timeline
 from epim_nas.hardware.results import CostTotals, LayerCost, NetworkCost
 from epim_nas.hardware.table import CostTable, Options, build_table, check_choices
 from epim_nas.hardware.timing import Hops
 from epim_nas.network.spec import LayerSpec, Network
 
 if TYPE_CHECKING:
-    from epim_nas.hardware.expected import ExpectedCost
-    from epim_nas.hardware.relaxed import RelaxedCostModel
+    from epim_nas.hardware.differentiable.expected_cost import ExpectedCost
+    from epim_nas.hardware.differentiable.relaxed import RelaxedCostModel
 
 _NO_CHOICE = Choice()
 
@@ -170,7 +170,7 @@ class CostModel:
             reference: as for :meth:`table`.
             device: torch device to compute on.
         """
-        from epim_nas.hardware.expected import ExpectedCost
+        from epim_nas.hardware.differentiable.expected_cost import ExpectedCost
 
         table = self.table(choices, reference)
         layers = [self.network.index[name] for name in table.names]
@@ -182,7 +182,7 @@ class CostModel:
         Args:
             device: torch device to compute on.
         """
-        from epim_nas.hardware.relaxed import RelaxedCostModel
+        from epim_nas.hardware.differentiable.relaxed import RelaxedCostModel
 
         return RelaxedCostModel(self, device)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip, Mesh
-from epim_nas.hardware.segments import Segments
+from epim_nas.hardware.ragged_reduce import Segments
 from epim_nas.hardware.timing import Hops
 
 IntArray = npt.NDArray[np.int64]

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from epim_nas.hardware.layer_pipeline import Timeline
 from epim_nas.hardware.mapping import LayerMapping
-from epim_nas.hardware.pipeline import Timeline
 from epim_nas.hardware.timing import Hops
 
 COST_SCHEMA = "epim-nas/cost@1"

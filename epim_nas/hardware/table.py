@@ -13,7 +13,7 @@ import numpy.typing as npt
 from epim_nas.epitome.design import FLOAT_BITS, Choice
 from epim_nas.errors import InputError, nearest
 from epim_nas.hardware.batch import check_indices, input_bits
-from epim_nas.hardware.evaluation import Evaluation, Layout
+from epim_nas.hardware.equations import Evaluation, Layout
 from epim_nas.hardware.mapping import LayerMapping
 from epim_nas.hardware.mapping_arrays import MappingArrays, MappingTable
 from epim_nas.hardware.timing import Hops
@@ -104,7 +104,7 @@ class CostTable:
             raise InputError(
                 "rows", f"got shape {index.shape}, not (..., layers)", f"{len(self.names)} layers"
             )
-        from epim_nas.hardware.compiled import sum_choices
+        from epim_nas.hardware.numba_loops import sum_choices
 
         flat = np.ascontiguousarray(index.reshape(-1, len(self.names)), dtype=np.int64)
         sums, wrong = sum_choices(flat, self._costs, self._counts)

@@ -22,13 +22,13 @@ from epim_nas.extensions import load_extension
 from epim_nas.files import load_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
-from epim_nas.pipeline.paths import with_absolute_paths
+from epim_nas.pipeline.config_paths import with_absolute_paths
 from epim_nas.schema import Strict, apply_overrides, validate
+from epim_nas.solver.metrics import metric_of, parse_objective
 from epim_nas.space.config import SpaceConfig
-from epim_nas.study.metrics import metric_of, parse_objective
-from epim_nas.study.sandwich import Around
 from epim_nas.study.storage import check_url
 from epim_nas.study.strategies import find_strategy
+from epim_nas.supernet.sandwich import Around
 from epim_nas.supernet.sensitivity import find_method
 from epim_nas.supernet.train_config import TrainConfig
 

@@ -14,18 +14,13 @@ from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
 from epim_nas.network.yaml_io import save_network
-from epim_nas.pipeline.checks import check_cluster, check_trainings
 from epim_nas.pipeline.config import RunConfig, load_run_config
-from epim_nas.pipeline.costs import Costs
-from epim_nas.pipeline.finalists import choose_finalists, finetune_finalists
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.formulation import formulate, with_sensitivity
+from epim_nas.pipeline.preflight import check_cluster, check_trainings
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.reachability import UnreachableBudget, check_reachable
 from epim_nas.pipeline.results import load_result, open_store, versions, write_results
 from epim_nas.pipeline.reuse import take_over
-from epim_nas.pipeline.setup import Setup
-from epim_nas.pipeline.shared_weights import train_supernet
 from epim_nas.pipeline.stages import (
     first_designs,
     make_scorer,
@@ -35,14 +30,19 @@ from epim_nas.pipeline.stages import (
     seeds_of,
     timed,
 )
-from epim_nas.pipeline.trials import describe_trials, run_trials
+from epim_nas.pipeline.stages.finalists import choose_finalists, finetune_finalists
+from epim_nas.pipeline.stages.supernet import train_supernet
+from epim_nas.pipeline.stages.trials import describe_trials, run_trials
+from epim_nas.records import RunResult, TrialRecord
 from epim_nas.report.notes import chip_page, space_page
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.report.workers import WorkersWriter
+from epim_nas.solver.design_costs import Costs
+from epim_nas.solver.formulation import formulate, with_sensitivity
+from epim_nas.solver.metrics import own_sources
+from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.unreachable_budget import UnreachableBudget, check_reachable
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.metrics import own_sources
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.results import RunResult, TrialRecord
 from epim_nas.study.storage import open_url
 
 log = logging.getLogger(__name__)

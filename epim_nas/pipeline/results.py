@@ -21,16 +21,16 @@ from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.finalists import load_finalists
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.stages.finalists import load_finalists
+from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.report.html import render_report
 from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.schema import Number
+from epim_nas.solver.metrics import own_texts
+from epim_nas.solver.pareto import BEST_IN, SELECTIONS, front_numbers, select
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.metrics import own_texts
-from epim_nas.study.pareto import BEST_IN, SELECTIONS, front_numbers, select
-from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.study.store import STUDY_NAME, TrialStore
 
 log = logging.getLogger(__name__)

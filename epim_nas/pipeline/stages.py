@@ -19,16 +19,16 @@ from epim_nas.errors import InputError
 from epim_nas.files import file_digest, write_json
 from epim_nas.models.weights import find_weights, load_weights, save_weights
 from epim_nas.pipeline.config import PRETRAINED
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup
+from epim_nas.records import Baseline
+from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.metrics import own_metrics
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.gradient import Descent, gradient_rows
-from epim_nas.study.metrics import own_metrics
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.results import Baseline
-from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.strategies import find_strategy
+from epim_nas.supernet.descent import Descent, gradient_rows
 from epim_nas.supernet.evaluation import (
     Score,
     evaluate,

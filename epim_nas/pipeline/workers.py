@@ -16,9 +16,9 @@ from epim_nas.cluster.ray_train import run_on_workers
 from epim_nas.cluster.visibility import check_visible
 from epim_nas.errors import InputError
 from epim_nas.files import write_json
+from epim_nas.pipeline.evaluate import load_trained
+from epim_nas.pipeline.finetune.job import Job, run_training, started_network
 from epim_nas.pipeline.progress import Advance, Reporter
-from epim_nas.pipeline.single import load_trained
-from epim_nas.pipeline.tuning import Job, run_training, started_network
 from epim_nas.supernet.parallel import Parallel
 from epim_nas.supernet.train_config import TrainConfig
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from epim_nas.errors import missing_extra
 from epim_nas.files import atomic_path
+from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.report.layers import LayerRow
 from epim_nas.report.tables import own_objectives
-from epim_nas.study.metrics import METRICS, metric_of
-from epim_nas.study.pareto import non_dominated
-from epim_nas.study.results import Finalist, RunResult, TrialRecord
+from epim_nas.solver.metrics import METRICS, metric_of
+from epim_nas.solver.pareto import non_dominated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,12 @@ from epim_nas._version import __version__
 from epim_nas.errors import missing_extra
 from epim_nas.files import dump_yaml
 from epim_nas.network.spec import Network
+from epim_nas.records import RunResult
 from epim_nas.report import notes
 from epim_nas.report.layers import NetworkCostLike
 from epim_nas.report.page_data import headline, page_data
 from epim_nas.report.tables import front_rows, table_texts
-from epim_nas.study.pareto import ReferenceBox
-from epim_nas.study.results import RunResult
+from epim_nas.solver.pareto import ReferenceBox
 from epim_nas.units import duration
 
 TEMPLATE = "report.html.j2"

@@ -8,9 +8,9 @@ from typing import Any
 
 from epim_nas.files import dump_yaml
 from epim_nas.hardware.chip import Chip
+from epim_nas.records import RunResult
+from epim_nas.solver.metrics import own_texts
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.metrics import own_texts
-from epim_nas.study.results import RunResult
 
 _MEASURED = (
     (

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epim_nas.network.spec import Network
+from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 from epim_nas.report.tables import front_rows, millis, percent
-from epim_nas.study.metrics import metric_of
-from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
-from epim_nas.study.results import Finalist, RunResult, TrialRecord
+from epim_nas.solver.metrics import metric_of
+from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
 
 COSTS = ("compression", "crossbars", "latency_ns", "energy_nj")
 """Costs that the front can be shown against."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from epim_nas.records import RunResult
 from epim_nas.report import notes
 from epim_nas.report.page_data import headline
 from epim_nas.report.tables import (
@@ -17,8 +18,7 @@ from epim_nas.report.tables import (
     own_text,
     percent,
 )
-from epim_nas.study.metrics import own_texts
-from epim_nas.study.results import RunResult
+from epim_nas.solver.metrics import own_texts
 from epim_nas.units import duration
 
 _LATEX = {

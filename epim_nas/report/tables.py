@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.report.csv_file import write_csv
-from epim_nas.study.metrics import METRICS, metric_of
-from epim_nas.study.pareto import BEST_IN
-from epim_nas.study.results import Finalist, RunResult, TrialRecord
+from epim_nas.solver.metrics import METRICS, metric_of
+from epim_nas.solver.pareto import BEST_IN
 
 if TYPE_CHECKING:
     from rich.table import Table

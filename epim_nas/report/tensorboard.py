@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from epim_nas.epitome.design import FLOAT_BITS, Design
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
+from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.report import events, notes
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 from epim_nas.report.serve import TRIALS
 from epim_nas.report.tables import markdown_table
-from epim_nas.study.metrics import metric_of
-from epim_nas.study.pareto import HypervolumeTracker, ReferenceBox, front_numbers
-from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
+from epim_nas.solver.metrics import metric_of
+from epim_nas.solver.pareto import HypervolumeTracker, ReferenceBox, front_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

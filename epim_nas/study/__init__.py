@@ -1,1 +1,1 @@
-"""The search: strategies, the exact solver, the Optuna study, the durable trial store."""
+"""Optuna: strategies and samplers, the durable trial store, history."""

@@ -25,15 +25,15 @@ import optuna
 from optuna.trial import FrozenTrial
 from scipy.optimize import isotonic_regression
 
+from epim_nas.solver.exact import Unreachable, totals
+from epim_nas.solver.exact_front import exact_rows, judges_accuracy
+from epim_nas.solver.knapsack import FloatArray, Infeasible
+from epim_nas.solver.metrics import METRICS, is_maximised, metric_of
+from epim_nas.solver.pareto import box_volume
+from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.sensitivity_update import MOST, Sensitivity, corrected
 from epim_nas.space.space import Row
-from epim_nas.study.correction import MOST, Sensitivity, corrected
-from epim_nas.study.exact import Unreachable, totals
-from epim_nas.study.knapsack import FloatArray, Infeasible
-from epim_nas.study.metrics import METRICS, is_maximised, metric_of
-from epim_nas.study.pareto import box_volume
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import FeasibleSampler, cross, mutate, random_row
-from epim_nas.study.seeds import exact_rows, judges_accuracy
 
 _REFIT_EVERY = 10
 """Finished trials between two corrections of the scores."""

@@ -14,10 +14,10 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from epim_nas.errors import EpimError
+from epim_nas.solver.metrics import is_maximised, metric_of
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
 from epim_nas.study.history import METRICS_ATTRIBUTE, is_feasible
-from epim_nas.study.metrics import is_maximised, metric_of
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import FeasibleSampler, cross, random_row
 
 _TRIES = 100

@@ -11,9 +11,9 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from epim_nas.solver.metrics import METRICS, is_maximised, metric_of
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
-from epim_nas.study.metrics import METRICS, is_maximised, metric_of
-from epim_nas.study.problem import SearchProblem
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from epim_nas.errors import EpimError
 from epim_nas.files import write_text
+from epim_nas.records import Origin
 from epim_nas.space.space import Row
-from epim_nas.study.results import Origin
 
 _SLACK = 100
 """Lines of stored trials that may stay, and as many as are in flight."""

@@ -16,9 +16,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial
 
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
 from epim_nas.study.history import History, distributions, params_of, row_of
-from epim_nas.study.problem import SearchProblem
 
 HOW_ATTRIBUTE = "epim:how"
 """System attribute of a trial: how its design came about, in words."""

@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from epim_nas.errors import EpimError, InputError
 from epim_nas.files import write_json
+from epim_nas.records import Finalist, TrialRecord
+from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.inflight import InFlight, Pending
-from epim_nas.study.metrics import maximised, metric_of
-from epim_nas.study.results import Finalist, TrialRecord
 from epim_nas.study.storage import (
     StorageDown,
     cut_torn_line,

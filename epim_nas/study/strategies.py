@@ -18,9 +18,9 @@ from optuna.samplers import (
 )
 
 from epim_nas.errors import find_named
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.study.epitome_sampler import EpitomeSampler
 from epim_nas.study.evolution import EvolutionSampler
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.samplers import OptunaSampler
 
 

@@ -40,7 +40,7 @@ def test_the_package_loads_nothing_heavy() -> None:
         "epim_nas.hardware",
         "epim_nas.network",
         "epim_nas.space",
-        "epim_nas.study.knapsack",
+        "epim_nas.solver.knapsack",
     ],
 )
 def test_parts_without_gradients_load_without_torch(module: str) -> None:
@@ -89,12 +89,12 @@ def test_an_interrupt_is_not_a_success(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import epim_nas.pipeline.catalogue
+    import epim_nas.cli.catalogue
 
     def interrupted() -> None:
         raise stop
 
-    monkeypatch.setattr(epim_nas.pipeline.catalogue, "catalogue", interrupted)
+    monkeypatch.setattr(epim_nas.cli.catalogue, "catalogue", interrupted)
     assert run_command(["presets"]) == 130
     captured = capsys.readouterr()
     assert "interrupted" in captured.err

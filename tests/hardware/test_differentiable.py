@@ -15,8 +15,8 @@ from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
-from epim_nas.hardware.relaxed import RELAXED_METRICS, RelaxedDesign
-from epim_nas.hardware.torch_ops import SmoothOps, TorchOps
+from epim_nas.hardware.differentiable.relaxed import RELAXED_METRICS, RelaxedDesign
+from epim_nas.hardware.differentiable.torch_ops import SmoothOps, TorchOps
 from epim_nas.network.spec import LayerSpec, Network
 from tests.hardware.nets import chain, conv, residual
 
@@ -187,8 +187,8 @@ def test_smooth_memories_meet_the_table(bus):
 @given(st.data())
 def test_the_closed_form_is_the_plans_for_slabs_of_one_size(data):
     """With sizes that divide the layer's, the closed form counts what the plan does."""
+    from epim_nas.hardware.differentiable.relaxed_mapping import WeightShapes, relaxed_mapping
     from epim_nas.hardware.mapping import map_layer
-    from epim_nas.hardware.relaxed_mapping import WeightShapes, relaxed_mapping
 
     chip = load_chip(data.draw(st.sampled_from(CHIPS)))
     layer = conv("c", "input", 64, 128, 8, data.draw(st.sampled_from([1, 3])))

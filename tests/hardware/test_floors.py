@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from epim_nas import Choice, CostModel, EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import load_chip
-from epim_nas.hardware.floors import Floors
-from epim_nas.hardware.hop_floors import hop_floors
+from epim_nas.hardware.lower_bounds.floors import Floors
+from epim_nas.hardware.lower_bounds.hops import hop_floors
 from epim_nas.hardware.placement import Placement
 from epim_nas.hardware.sram import SramTable
 from epim_nas.network.spec import LayerSpec, Network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from epim_nas.pipeline.finetune import finetune_design
+from epim_nas.pipeline.finetune.finetune import finetune_design
 
 EPOCHS = 3
 SET = ["finetune.batch_size=50", "finetune.ema=0.9"]

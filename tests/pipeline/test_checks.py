@@ -9,10 +9,10 @@ import pytest
 
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
-from epim_nas.pipeline.checks import check_cluster, check_trainings
 from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.setup import Setup
+from epim_nas.pipeline.preflight import check_cluster, check_trainings
 from tests.pipeline.tiny import write_run
 
 NOWHERE = "127.0.0.1:9"

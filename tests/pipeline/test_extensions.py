@@ -15,11 +15,11 @@ from epim_nas.extensions import register_choices, register_executor, register_me
 from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import load_result
+from epim_nas.records import RunResult, TrialRecord
+from epim_nas.solver.metrics import METRICS, parse_objective
 from epim_nas.space.config import SpaceConfig
 from epim_nas.space.generators import GENERATORS
 from epim_nas.space.space import SearchSpace
-from epim_nas.study.metrics import METRICS, parse_objective
-from epim_nas.study.results import RunResult, TrialRecord
 from epim_nas.study.strategies import STRATEGIES
 from tests.pipeline.command import ROOT, run
 from tests.pipeline.tiny import write_run

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from epim_nas.cli.app import run_command
 from epim_nas.pipeline.config import load_run_config
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.setup import Setup
 from epim_nas.pipeline.stages import make_scorer, prepare_supernet
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.inflight import Pending

@@ -29,7 +29,7 @@ from epim_nas.hardware import CostModel, load_chip
 from epim_nas.hardware.mapping import mapped_plan
 from epim_nas.models.weights import read_state, save_weights
 from epim_nas.network.yaml_io import load_network
-from epim_nas.pipeline.artefacts import export_trial
+from epim_nas.pipeline.export import export_trial
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import load_result
 from tests.pipeline import command

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.driver import search
-from epim_nas.pipeline.setup import Setup
-from epim_nas.study.results import RunResult
+from epim_nas.records import RunResult
 from tests.pipeline.tiny import write_run
 
 

@@ -14,11 +14,11 @@ import pytest
 
 from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.trials import run_trials
+from epim_nas.pipeline.stages.trials import run_trials
+from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
 from epim_nas.study.inflight import Pending
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES
 from epim_nas.supernet.evaluation import Score

@@ -16,8 +16,8 @@ from tests_report_helpers import (
 
 from epim_nas.epitome.design import Choice, Design
 from epim_nas.network.spec import Network
-from epim_nas.study.pareto import SELECTIONS, front_numbers, select
-from epim_nas.study.results import Baseline, Finalist, RunResult, TrialRecord
+from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
+from epim_nas.solver.pareto import SELECTIONS, front_numbers, select
 
 MakeResult = Callable[..., RunResult]
 

@@ -10,6 +10,7 @@ from tests_report_helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
+from epim_nas.records import RunResult
 from epim_nas.report.figures import (
     PNG_SIGNATURE,
     front_figure,
@@ -19,7 +20,6 @@ from epim_nas.report.figures import (
     save_front_png,
 )
 from epim_nas.report.layers import layer_rows
-from epim_nas.study.results import RunResult
 
 
 def test_front_figure_shows_every_group_where_it_belongs(result: RunResult) -> None:

@@ -15,8 +15,8 @@ from tests_report_helpers import network_cost
 from epim_nas.errors import InputError
 from epim_nas.files import write_text
 from epim_nas.network.spec import Network
+from epim_nas.records import RunResult
 from epim_nas.report.html import render_report
-from epim_nas.study.results import RunResult
 
 
 class Page(HTMLParser):

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from epim_nas.records import Finalist, RunResult
 from epim_nas.report import notes
 from epim_nas.report.summary import latex_table, latex_text, markdown_summary
 from epim_nas.report.tables import front_rows
-from epim_nas.study.results import Finalist, RunResult
 
 CONFIG = {
     "seed": 7,

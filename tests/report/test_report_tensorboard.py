@@ -16,13 +16,13 @@ from tests_report_helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
+from epim_nas.records import RunResult
 from epim_nas.report import tensorboard
 from epim_nas.report.events import RunEvents, write_run
 from epim_nas.report.figures import PNG_SIGNATURE
 from epim_nas.report.serve import links
 from epim_nas.report.tensorboard import DashboardWriter
-from epim_nas.study.pareto import ReferenceBox, hypervolume_over_trials
-from epim_nas.study.results import RunResult
+from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
 
 FRONTS = {"front/latency_ms", "front/energy_mj", "front/crossbars"}
 

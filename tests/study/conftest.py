@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from epim_nas import Choice, EpitomeShape, SearchSpace
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.space import Group
-from epim_nas.study.problem import SearchProblem
 
 
 def make_problem(

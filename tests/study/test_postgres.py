@@ -12,9 +12,9 @@ import optuna
 import pytest
 
 from epim_nas import InputError
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.storage import StorageDown
 from epim_nas.study.store import TrialStore
 from tests.pipeline.test_trials import OBJECTIVES, rows, search

@@ -10,12 +10,12 @@ import pytest
 
 from epim_nas import InputError
 from epim_nas.errors import EpimError
-from epim_nas.study.gradient import Descent, additive_loss, gradient_rows
+from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.pareto import non_dominated
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.study.history import History, distributions, params_of, row_of
-from epim_nas.study.pareto import non_dominated
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.seeds import exact_seeds
 from epim_nas.study.strategies import STRATEGIES, Options, find_strategy
+from epim_nas.supernet.descent import Descent, additive_loss, gradient_rows
 from tests.study.conftest import make_pipelined, make_problem
 
 PROPOSING = [name for name, strategy in STRATEGIES.items() if strategy.proposes]

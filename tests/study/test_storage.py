@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from epim_nas import InputError
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
-from epim_nas.study.problem import SearchProblem
 from epim_nas.study.storage import StorageDown, check_url, expanded, open_url, patiently
 from epim_nas.study.store import TrialStore
 

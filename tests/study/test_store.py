@@ -10,10 +10,10 @@ import pytest
 from optuna.trial import TrialState
 
 from epim_nas import InputError
+from epim_nas.records import Finalist
+from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
-from epim_nas.study.problem import SearchProblem
-from epim_nas.study.results import Finalist
 from epim_nas.study.storage import open_journal
 from epim_nas.study.store import STUDY_NAME, TrialStore, without_legacy
 

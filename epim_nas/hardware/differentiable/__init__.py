@@ -1,0 +1,1 @@
+"""The cost equations with gradients: relaxed sizes and bits, expected costs of choices."""

@@ -1,0 +1,1 @@
+"""Lower bounds of costs per choice: buffers, cycles, hops."""

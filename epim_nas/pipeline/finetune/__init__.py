@@ -1,0 +1,1 @@
+"""``finetune``: the full training of one design, its folder and its job."""
