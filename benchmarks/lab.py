@@ -22,7 +22,7 @@ from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.context import Setup, load_run_chip
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.pipeline.stages.baseline import measure_sensitivity, prepare_supernet, score_settings
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
 from epim_nas.study.samplers import random_row

@@ -35,7 +35,7 @@ from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import (
+from epim_nas.pipeline.stages.baseline import (
     make_scorer,
     measure_sensitivity,
     prepare_baseline,

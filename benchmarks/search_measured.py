@@ -30,7 +30,7 @@ from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter, setup_logging
-from epim_nas.pipeline.stages import (
+from epim_nas.pipeline.stages.baseline import (
     first_designs,
     make_scorer,
     measure_sensitivity,

@@ -21,7 +21,7 @@ from epim_nas.pipeline.preflight import check_cluster, check_trainings
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, open_store, versions, write_results
 from epim_nas.pipeline.reuse import take_over
-from epim_nas.pipeline.stages import (
+from epim_nas.pipeline.stages.baseline import (
     first_designs,
     make_scorer,
     measure_sensitivity,

@@ -19,7 +19,7 @@ from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import (
+from epim_nas.pipeline.stages.baseline import (
     activation_batch,
     load_given_weights,
     measure,

@@ -19,7 +19,7 @@ from epim_nas.pipeline.config import load_run_config
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import make_scorer, prepare_supernet
+from epim_nas.pipeline.stages.baseline import make_scorer, prepare_supernet
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.inflight import Pending
 from epim_nas.study.store import TrialStore

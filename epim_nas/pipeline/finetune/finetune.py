@@ -26,7 +26,7 @@ from epim_nas.pipeline.finetune.job import Job, run_training, started_network, s
 from epim_nas.pipeline.preflight import check_training, check_workers
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import relative
-from epim_nas.pipeline.stages import measure, score_settings
+from epim_nas.pipeline.stages.baseline import measure, score_settings
 from epim_nas.pipeline.workers import train_on_workers
 from epim_nas.schema import load_json_as, validate
 from epim_nas.supernet.damage import measure_damage, peak_rate

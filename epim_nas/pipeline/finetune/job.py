@@ -12,7 +12,7 @@ from epim_nas.epitome.design import Design
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.evaluate import quantized_network, recalibrate
-from epim_nas.pipeline.stages import measure
+from epim_nas.pipeline.stages.baseline import measure
 from epim_nas.report.events import RunEvents
 from epim_nas.supernet.parallel import ALONE, Parallel
 from epim_nas.supernet.train_config import TrainConfig

@@ -18,7 +18,7 @@ from epim_nas.files import write_json
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
-from epim_nas.pipeline.stages import timed
+from epim_nas.pipeline.stages.baseline import timed
 from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.pareto import front_numbers, select
 from epim_nas.solver.ranking import expected_rank

@@ -14,7 +14,7 @@ from epim_nas.pipeline.config import SupernetConfig
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages import timed
+from epim_nas.pipeline.stages.baseline import timed
 from epim_nas.pipeline.workers import Progress, Together, train_together
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
