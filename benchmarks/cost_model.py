@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from epim_nas import CostModel, Design, Network, SearchSpace, load_chip, trace
-from epim_nas.hardware.differentiable.relaxed import RELAXED_METRICS, RelaxedDesign
-from epim_nas.hardware.layer_pipeline import Dependencies
+from epim_nas.hardware.dependencies import Dependencies
+from epim_nas.hardware.differentiable.relaxed import RELAXED_METRICS
+from epim_nas.hardware.differentiable.relaxed_design import RelaxedDesign
 from epim_nas.hardware.mapping import map_plan
 from epim_nas.models.registry import build_model
 from epim_nas.space import load_space_config

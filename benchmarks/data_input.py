@@ -29,7 +29,8 @@ import torch
 
 from epim_nas.data.arrays import ArrayData
 from epim_nas.data.base import Batch, Data
-from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.data.config import DataConfig
+from epim_nas.data.registry import load_data
 from epim_nas.data.torchvision_data import IMAGENET_MEAN, IMAGENET_STD
 from epim_nas.models._torchvision import import_torchvision
 

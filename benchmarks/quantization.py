@@ -42,7 +42,8 @@ from epim_nas import (
     trace,
 )
 from epim_nas.data.base import Data
-from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.data.config import DataConfig
+from epim_nas.data.registry import load_data
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.quantization import (
     Quantization,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from epim_nas.data.base import Data
-from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.data.config import DataConfig
+from epim_nas.data.registry import load_data
 from epim_nas.files import digest, file_digest
 from epim_nas.models.registry import build_model
 from epim_nas.models.resnet_cifar import CifarResNet

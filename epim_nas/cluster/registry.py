@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from epim_nas.cluster.config import ExecutorConfig
 from epim_nas.cluster.executor import Executor, Factory, LocalExecutor
 from epim_nas.errors import find_named
 
 if TYPE_CHECKING:
     from epim_nas.cluster.ray_executor import PoolSettings
-    from epim_nas.pipeline.config import ExecutorConfig
 
-MakeExecutor = Callable[[Factory, "ExecutorConfig"], Executor]
+MakeExecutor = Callable[[Factory, ExecutorConfig], Executor]
 """Makes an executor of a factory of workers and the run file's group ``executor``."""
 
 

@@ -12,7 +12,7 @@ from epim_nas.data.splits import split_off_validation
 from epim_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from epim_nas.data.registry import DataConfig
+    from epim_nas.data.config import DataConfig
 
 # name -> (torchvision's class, folder of the archive)
 _SETS = {

@@ -15,7 +15,7 @@ from epim_nas.errors import InputError, nearest
 from epim_nas.imports import import_module_here
 
 if TYPE_CHECKING:
-    from epim_nas.data.registry import DataConfig
+    from epim_nas.data.config import DataConfig
 
 logger = logging.getLogger(__name__)
 

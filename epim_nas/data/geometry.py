@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from epim_nas.data.registry import DataConfig, NamedArgs, load_data, root_folder
+from epim_nas.data.config import DataConfig, NamedArgs, root_folder
+from epim_nas.data.registry import load_data
 from epim_nas.schema import validate
 
 _KNOWN = {

@@ -46,7 +46,7 @@ from epim_nas.data.folders import Samples, find_samples
 from epim_nas.errors import InputError
 
 if TYPE_CHECKING:
-    from epim_nas.data.registry import DataConfig, NamedArgs
+    from epim_nas.data.config import DataConfig, NamedArgs
 
 logger = logging.getLogger(__name__)
 

@@ -6,22 +6,39 @@ replicated after the convolution.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.replicas import Repetition, repeat_channels, sum_channels
 from epim_nas.epitome.sampling import expand_distinct
 from epim_nas.errors import InputError
 
-if TYPE_CHECKING:
-    from epim_nas.epitome.layers import EpitomeConv2d
+
+class ConvGeometry(Protocol):
+    """What a convolution needs beside its weight, as ``nn.Conv2d`` and ``EpitomeConv2d`` have."""
+
+    # Read-only members: those of the layers are narrower.
+    @property
+    def kernel_size(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def stride(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def padding(self) -> str | tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dilation(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def groups(self) -> int: ...  # noqa: D102
+    @property
+    def bias(self) -> Tensor | None: ...  # noqa: D102
+    @property
+    def padding_mode(self) -> str: ...  # noqa: D102
 
 
 def epitome_conv2d(
-    geometry: nn.Conv2d | EpitomeConv2d, x: Tensor, epitome: Tensor, plan: SamplingPlan
+    geometry: ConvGeometry, x: Tensor, epitome: Tensor, plan: SamplingPlan
 ) -> Tensor:
     """Convolve ``x`` with the weight that ``plan`` samples from ``epitome``.
 
@@ -78,7 +95,7 @@ def _replicate(few: Tensor, bias: Tensor | None, plan: SamplingPlan, dim: int) -
     return out if bias is None else out + bias.to(out.dtype).reshape(-1, *[1] * (-dim - 1))
 
 
-def explicit_padding(geometry: nn.Conv2d | EpitomeConv2d) -> list[int]:
+def explicit_padding(geometry: ConvGeometry) -> list[int]:
     """[left, right, top, bottom] for ``F.pad``."""
     sides: list[int] = []
     for axis in (1, 0):

@@ -14,8 +14,9 @@ from epim_nas.hardware.bits import DataFlow
 from epim_nas.hardware.buffers import BufferSizes, Memories, memories_of, needed_sizes, table_kb
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.components import Components
+from epim_nas.hardware.dependencies import Dependencies
 from epim_nas.hardware.geometry import Geometry
-from epim_nas.hardware.layer_pipeline import Dependencies, Pipeline, Timeline
+from epim_nas.hardware.layer_pipeline import Pipeline, Timeline
 from epim_nas.hardware.mapping_arrays import MappingArrays
 from epim_nas.hardware.ops import NumpyOps
 from epim_nas.hardware.placement import Placement

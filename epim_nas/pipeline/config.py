@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from epim_nas import presets
+from epim_nas.cluster.config import ExecutorConfig
 from epim_nas.cluster.registry import find_executor
-from epim_nas.data.registry import DataConfig
+from epim_nas.data.config import DataConfig
 from epim_nas.epitome.quantization.options import (
     ActivationRange,
     Granularity,
@@ -325,39 +326,6 @@ class FinetuneConfig(TrainingConfig):
     ema: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
 
 
-class ExecutorConfig(Strict):
-    """Where designs are scored.
-
-    Attributes:
-        kind: ``local`` (this process), ``ray``, or one of your own.
-        address: address of a Ray cluster; None for ``RAY_ADDRESS`` or this machine.
-        workers: Ray actors; ``auto`` for as many as the cluster has room for.
-        cpus: CPU cores of an actor.
-        gpus: GPUs of an actor; a fraction shares one.
-        timeout_s: seconds that a design may take before another worker tries it; ``auto`` for ten
-            times the median and at least a minute, None for no limit.
-        retries: how often a design is tried again whose worker was lost.
-        wait_s: seconds to wait for the first worker.
-        args: settings of an executor of your own.
-    """
-
-    kind: str = "local"
-    address: str | None = None
-    workers: Positive | Literal["auto"] = 2
-    cpus: float = pydantic.Field(default=1, gt=0)
-    gpus: float = pydantic.Field(default=0, ge=0)
-    timeout_s: Annotated[float, pydantic.Field(gt=0)] | Literal["auto"] | None = "auto"
-    retries: Annotated[int, pydantic.Field(ge=0)] = 2
-    wait_s: float = pydantic.Field(default=60, gt=0)
-    args: dict[str, Any] = pydantic.Field(default_factory=dict)
-
-    @pydantic.field_validator("kind")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        find_executor(name)
-        return name
-
-
 class RunConfig(Strict):
     """A run: a network, data, a chip, a search space and a budget, and how hard to try.
 
@@ -410,6 +378,12 @@ class RunConfig(Strict):
     reuse: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @pydantic.field_validator("executor")
+    @classmethod
+    def _known_executor(cls, executor: ExecutorConfig) -> ExecutorConfig:
+        find_executor(executor.kind)
+        return executor
 
     @pydantic.field_validator("objectives")
     @classmethod

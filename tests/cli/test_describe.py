@@ -13,8 +13,9 @@ import pytest
 
 from epim_nas import CostModel, SearchSpace, load_chip, trace
 from epim_nas.cli.app import run_command
+from epim_nas.data.config import DataConfig
 from epim_nas.data.geometry import DataGeometry, data_geometry
-from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.data.registry import load_data
 from epim_nas.files import dump_yaml
 from epim_nas.schema import validate
 from epim_nas.space import SpaceConfig

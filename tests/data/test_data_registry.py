@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from epim_nas.data.config import DataConfig
 from epim_nas.data.custom import LoaderData
-from epim_nas.data.registry import DataConfig, data_names, load_data
+from epim_nas.data.registry import data_names, load_data
 from epim_nas.errors import InputError
 from epim_nas.schema import validate
 

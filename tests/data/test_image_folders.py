@@ -11,7 +11,8 @@ import torch
 
 from epim_nas.data.arrays import ArrayData
 from epim_nas.data.base import Data
-from epim_nas.data.registry import DataConfig, load_data
+from epim_nas.data.config import DataConfig
+from epim_nas.data.registry import load_data
 from epim_nas.data.torchvision_data import FolderData
 from epim_nas.errors import InputError
 

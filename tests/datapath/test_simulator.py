@@ -507,7 +507,8 @@ def test_counts_of_a_whole_network() -> None:
 
 
 def test_top_1_on_real_images_is_that_of_the_quantized_network() -> None:
-    from epim_nas.data.registry import DataConfig, load_data
+    from epim_nas.data.config import DataConfig
+    from epim_nas.data.registry import load_data
 
     model, design = mixed_design()
     data = load_data(DataConfig(name="fashion_mnist_subset"))

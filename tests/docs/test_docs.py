@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from epim_nas import presets
-from epim_nas.data.registry import DataConfig
+from epim_nas.data.config import DataConfig
 from epim_nas.hardware import load_chip
 from epim_nas.hardware.components import Components
 from epim_nas.pipeline import config as c

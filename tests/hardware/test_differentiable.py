@@ -15,7 +15,8 @@ from epim_nas.epitome.design import Choice, Design
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, load_chip
-from epim_nas.hardware.differentiable.relaxed import RELAXED_METRICS, RelaxedDesign
+from epim_nas.hardware.differentiable.relaxed import RELAXED_METRICS
+from epim_nas.hardware.differentiable.relaxed_design import RelaxedDesign
 from epim_nas.hardware.differentiable.torch_ops import SmoothOps, TorchOps
 from epim_nas.network.spec import LayerSpec, Network
 from tests.hardware.nets import chain, conv, residual

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epim_nas.hardware import load_chip
-from epim_nas.hardware.layer_pipeline import Dependencies, Pipeline, needed_positions
+from epim_nas.hardware.dependencies import Dependencies, needed_positions
+from epim_nas.hardware.layer_pipeline import Pipeline
 from epim_nas.hardware.placement import Placement, mesh_order
 from tests.hardware.nets import residual
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from epim_nas.errors import InputError
+from epim_nas.hardware.dependencies import Dependencies
 from epim_nas.hardware.differentiable.torch_pipeline import pipelined_latency
-from epim_nas.hardware.layer_pipeline import Dependencies
 from epim_nas.hardware.table import METRICS, CostTable
 
 

@@ -8,7 +8,7 @@ and with the closed form of the default sampling plan for what is counted in pla
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from epim_nas.errors import InputError
 from epim_nas.hardware.batch import BatchCostModel
 from epim_nas.hardware.bits import MAX_BITS
 from epim_nas.hardware.buffers import BufferSizes, memories_of, needed_sizes, table_kb
+from epim_nas.hardware.differentiable.relaxed_design import RelaxedDesign
 from epim_nas.hardware.differentiable.relaxed_mapping import WeightShapes, relaxed_mapping
 from epim_nas.hardware.differentiable.torch_ops import SmoothOps, TorchOps
 from epim_nas.hardware.differentiable.torch_pipeline import pipelined_latency
@@ -29,7 +30,6 @@ from epim_nas.hardware.mapping_arrays import MappingArrays
 from epim_nas.hardware.ops import Ops
 from epim_nas.hardware.power import consume_pooling, consume_weighted, layer_area_um2, sums_inputs
 from epim_nas.hardware.timing import DataBits, Hops, time_pooling, time_sums, time_weighted
-from epim_nas.network.spec import Network
 
 if TYPE_CHECKING:
     from epim_nas.hardware.model import CostModel
@@ -44,53 +44,6 @@ RELAXED_METRICS = (
     "area_um2",
 )
 """What the relaxed model returns."""
-
-
-@dataclass(frozen=True)
-class RelaxedDesign:
-    """Sizes and bits of the layers with weights; every tensor is (..., layers), float64.
-
-    An epitome that is not smaller than the layer's weight stands for the dense layer; grouped
-    convolutions are always dense.
-
-    Input-channel wrapping, which changes the plan by a whole, has no relaxation; ``totals`` costs
-    it exactly.
-
-    Attributes:
-        out_channels: Oe.
-        in_channels: Ie.
-        height: He.
-        width: We.
-        weight_bits: bits of a weight.
-        activation_bits: bits of an input.
-        wrap: output-channel wrapping (bool).
-    """
-
-    out_channels: Tensor
-    in_channels: Tensor
-    height: Tensor
-    width: Tensor
-    weight_bits: Tensor
-    activation_bits: Tensor
-    wrap: Tensor
-
-    @classmethod
-    def dense(
-        cls, network: Network, bits: float, device: torch.device | str = "cpu"
-    ) -> RelaxedDesign:
-        """The dense network, (1, layers), to start from."""
-        shape = np.array([layer.weight_shape for layer in network.weighted], dtype=float)
-        sizes = torch.as_tensor(shape, device=device).T[:, None]
-        out_channels, in_channels, height, width = sizes
-        all_bits = torch.full_like(out_channels, bits)
-        wrap = torch.zeros_like(out_channels, dtype=torch.bool)
-        return cls(out_channels, in_channels, height, width, all_bits, all_bits.clone(), wrap)
-
-    def flat(self) -> RelaxedDesign:
-        """With all leading dimensions in one."""
-        return RelaxedDesign(
-            *(getattr(self, f.name).reshape(-1, self.wrap.shape[-1]) for f in fields(self))
-        )
 
 
 class RelaxedCostModel:

@@ -20,7 +20,7 @@ from epim_nas.hardware.mapping_arrays import MappingArrays
 from epim_nas.network.spec import Network
 
 if TYPE_CHECKING:
-    from epim_nas.hardware.differentiable.relaxed import RelaxedDesign
+    from epim_nas.hardware.differentiable.relaxed_design import RelaxedDesign
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from epim_nas.hardware.layer_pipeline import Dependencies
+from epim_nas.hardware.dependencies import Dependencies
 
 
 def pipelined_latency(needs: Dependencies, steps: Tensor) -> Tensor:
