@@ -23,9 +23,10 @@ from epim_nas.pipeline.context import Setup, load_run_chip
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.stages.baseline import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
+from epim_nas.space.moves import random_row
 from epim_nas.space.space import Row
-from epim_nas.study.samplers import random_row
 from epim_nas.supernet.evaluation import Score, evaluate, recalibrate_batch_norm
 from epim_nas.supernet.sensitivity import METHODS
 from epim_nas.supernet.supernet import Supernet
@@ -151,7 +152,7 @@ class Lab:
         """A random design; random layers are made smaller until it keeps the budget."""
         problem = self.problem(budget)
         blind = replace(problem, sensitivity=[rng.random(len(c)) for c in problem.crossbars])
-        return blind.repair(random_row(problem, rng))
+        return FeasibleSolver(blind).repair(random_row(problem, rng))
 
     def score(self, supernet: Supernet, row: Sequence[int]) -> Score:
         """Validation score of a design with shared weights, as a search measures it."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 from lab import Lab, Records
 from subjects import NETWORKS, Source
 
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.supernet.damage import learning_rate_for, measure_damage
 from epim_nas.supernet.training import TrainConfig
 
@@ -39,7 +40,7 @@ def main() -> None:
     print(" " * 31 + " ".join(f"{head!s:>13}" for head in ["before", *arguments.rates]))
     for compression in arguments.compressions:
         problem = lab.problem(int(lab.setup.dense_crossbars / compression))
-        row = problem.solve(problem.sensitivity).row
+        row = FeasibleSolver(problem).solve(problem.sensitivity).row
         network = lab.supernet.extract(row)
         before = lab.measure(network)
         damage = measure_damage(network, lab.setup.model, lab.calibration)

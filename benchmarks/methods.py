@@ -26,13 +26,14 @@ from epim_nas.network.trace import trace
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.evaluate import calibrate_activations, quantized_network
 from epim_nas.pipeline.progress import Reporter
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import Infeasible, Knapsack
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.ranking import expected_rank
 from epim_nas.solver.sensitivity_update import Sensitivity, corrected
 from epim_nas.space.config import SpaceConfig, load_space_config
+from epim_nas.space.moves import mutate
 from epim_nas.space.space import Row, SearchSpace
-from epim_nas.study.samplers import mutate
 from epim_nas.supernet.evaluation import Score
 
 RATIOS = (1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -116,15 +117,22 @@ class Study:
 
     def _next_best(self, problem: SearchProblem, scores: Sensitivity, known: list[Row]) -> Row:
         """The optimum of some scores, or of scores drawn about them until it is a new one."""
-        rng, row = np.random.default_rng([11, len(known)]), problem.solve(scores.scores).row
+        rng, row = (
+            np.random.default_rng([11, len(known)]),
+            FeasibleSolver(problem).solve(scores.scores).row,
+        )
         while row in known:
-            row = problem.solve(scores.drawn(rng)).row
+            row = FeasibleSolver(problem).solve(scores.drawn(rng)).row
         return row
 
     def _exact(self, budget: int, seed: int) -> list[Candidate]:
         """The exact optimum of the additive score, unseen by the supernet."""
         problem = self.lab.problem(budget)
-        return [self._of_row("the exact optimum", problem.solve(problem.sensitivity).row)]
+        return [
+            self._of_row(
+                "the exact optimum", FeasibleSolver(problem).solve(problem.sensitivity).row
+            )
+        ]
 
     def _unseeded(self, budget: int, seed: int) -> list[Candidate]:
         """As many random designs as a search scores, scored as a search does."""
@@ -135,7 +143,7 @@ class Study:
     def _around(self, budget: int, count: int) -> list[Row]:
         """The exact optimum, that over bits alone, and random changes of them."""
         problem, rng = self.lab.problem(budget), np.random.default_rng([7, budget])
-        rows = {problem.solve(problem.sensitivity).row: None}
+        rows = {FeasibleSolver(problem).solve(problem.sensitivity).row: None}
         with contextlib.suppress(Infeasible):
             rows[self._bits_row(problem)] = None
         starts = list(rows)
@@ -144,7 +152,7 @@ class Study:
                 break
             start = starts[int(rng.integers(len(starts)))]
             changed = mutate(start, problem, rng, int(rng.integers(1, 4)))
-            rows[problem.repair(changed)] = None
+            rows[FeasibleSolver(problem).repair(changed)] = None
         return list(rows)
 
     def _hopeful(self, rows: Sequence[Row], problem: SearchProblem) -> list[Candidate]:

@@ -25,6 +25,7 @@ from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.context import Setup
 from epim_nas.solver.design_costs import Costs
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.formulation import formulate
 from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.solver.problem import SearchProblem, StandIn
@@ -94,7 +95,7 @@ class Subject:
         # No images: what is not needed of a set-up is left out.
         self.setup = Setup(config, None, model, traced, loaded, CostModel(traced, loaded))  # type: ignore[arg-type]
         self.space = self.setup.build_space()
-        self.costs = Costs.of(self.setup, self.space)
+        self.costs = Costs.of(self.setup.cost, self.space)
         self._standins: dict[tuple[object, ...], Callable[[], Sequence[StandIn]]] = {}
 
     @property
@@ -114,7 +115,7 @@ class Subject:
             }
         )
         setup = replace(self.setup, config=config)
-        costs = self.costs if space is None else Costs.of(setup, space)
+        costs = self.costs if space is None else Costs.of(setup.cost, space)
         problem = formulate(setup, space or self.space, costs)
         if problem.find_standins is not None and space is None:
             # They depend on the budget and on what is to fall: all seeds share them.
@@ -146,12 +147,14 @@ def explore(
     first = STRATEGIES[strategy].first
     rows: list[tuple[int, ...]] = []
     if first == "exact":
-        rows = [found.row for found in exact_seeds(problem, min(12, trials))]
+        rows = [found.row for found in exact_seeds(FeasibleSolver(problem), min(12, trials))]
     elif first == "gradient":
-        rows = gradient_rows(problem, 12, additive_loss(problem), Descent(steps=400), seed)
+        rows = gradient_rows(
+            FeasibleSolver(problem), 12, additive_loss(problem), Descent(steps=400), seed
+        )
     study = optuna.create_study(
         directions=["maximize" if more else "minimize" for more in maximised(problem.objectives)],
-        sampler=STRATEGIES[strategy].make(problem, seed, options),
+        sampler=STRATEGIES[strategy].make(FeasibleSolver(problem), seed, options),
     )
     for row in rows:
         study.enqueue_trial(params_of(row, problem))

@@ -23,6 +23,7 @@ from lab import Lab, Records
 from scipy.stats import kendalltau, spearmanr
 from subjects import NETWORKS, Source
 
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import Knapsack
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.ranking import expected_rank
@@ -50,7 +51,7 @@ def draw(lab: Lab, across: int, fixed: int) -> Iterator[tuple[str, tuple[int, ..
             np.maximum(score, 1e-9) * np.exp(rng.normal(0, noise, len(score)))
             for score in problem.sensitivity
         ]
-        return problem.solve(losses).row
+        return FeasibleSolver(problem).solve(losses).row
 
     for number in range(across):
         budget = int(dense / np.exp(rng.uniform(np.log(13), np.log(45))))
@@ -98,7 +99,7 @@ def shared(lab: Lab, steps: int, around: str) -> Supernet:
     supernet = copy.deepcopy(lab.supernet)
     problem = lab.problem(int(lab.setup.dense_crossbars / 13))
     seeds = seeds_across(problem)
-    sandwich = Sandwich(problem, seeds, 0, around=around)  # type: ignore[arg-type]
+    sandwich = Sandwich(FeasibleSolver(problem), seeds, 0, around=around)  # type: ignore[arg-type]
     config = TrainConfig(steps, 128, lr=0.01, warmup=0.05, distillation=1.0)
     train(
         supernet, lab.setup.data, config, seed=2, device="cpu", teacher=lab.setup.model,

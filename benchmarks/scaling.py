@@ -46,7 +46,7 @@ from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.records import Baseline
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.solver.design_costs import Costs
-from epim_nas.solver.formulation import formulate, with_sensitivity
+from epim_nas.solver.formulation import formulate
 from epim_nas.space.space import Row
 from epim_nas.study.history import distributions
 from epim_nas.study.inflight import Pending
@@ -126,13 +126,13 @@ class Search:
         self.folder = RunFolder(folder)
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.space = self.setup.build_space()
-        problem = formulate(self.setup, self.space, Costs.of(self.setup, self.space))
+        problem = formulate(self.setup, self.space, Costs.of(self.setup.cost, self.space))
         self.supernet: Supernet | None = None
         if measured:
             prepare_baseline(self.setup, self.folder, Reporter())
             self.supernet = prepare_supernet(self.setup, self.space, self.folder, Reporter())
             table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
-            problem = with_sensitivity(problem, table)
+            problem = problem.with_sensitivity(table)
         else:
             rng = np.random.default_rng(0)
             problem = replace(

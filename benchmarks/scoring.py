@@ -19,6 +19,7 @@ from lab import Lab
 from subjects import Source
 
 from epim_nas.pipeline.stages.baseline import make_scorer
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
 from epim_nas.supernet.training import TrainConfig
 
@@ -48,7 +49,7 @@ def main() -> None:
 
     for compression in (12, 20, 30, 45):
         problem = lab.problem(int(lab.setup.dense_crossbars / compression))
-        row = problem.solve(problem.sensitivity).row
+        row = FeasibleSolver(problem).solve(problem.sensitivity).row
         epitomes = sum(c.shape is not None for c in lab.space.design(row).choices.values())
         scorer.score(row)
         ratios = []

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from epim_nas.solver.exact import Limit, minimise
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.study.history import distributions, params_of, row_of
 from epim_nas.study.inflight import Pending
 from epim_nas.study.store import TrialStore
@@ -152,9 +153,9 @@ def overhead(subject: Subject, trials: int) -> None:
         store = TrialStore(
             Path(folder) / "study.journal", problem.objectives, problem.space, {"seed": 0}
         )
-        sampler = STRATEGIES["epitome"].make(problem, 0, Options())
+        sampler = STRATEGIES["epitome"].make(FeasibleSolver(problem), 0, Options())
         study = optuna.create_study(directions=list(store.study.directions), sampler=sampler)
-        for seed in exact_seeds(problem, 12):
+        for seed in exact_seeds(FeasibleSolver(problem), 12):
             study.enqueue_trial(params_of(seed.row, problem))
         times: list[tuple[float, float, float]] = []
         for number in range(trials):

@@ -41,7 +41,7 @@ from epim_nas.pipeline.stages.baseline import (
 from epim_nas.pipeline.stages.supernet import train_supernet
 from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.solver.design_costs import Costs
-from epim_nas.solver.formulation import formulate, with_sensitivity
+from epim_nas.solver.formulation import formulate
 from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.store import TrialStore
 from epim_nas.supernet.evaluation import Score
@@ -92,11 +92,11 @@ def explore(arguments: argparse.Namespace) -> None:
     torch.manual_seed(config.seed)
     setup, reporter = Setup.load(config), Reporter()
     space = setup.build_space()
-    problem = formulate(setup, space, Costs.of(setup, space))
+    problem = formulate(setup, space, Costs.of(setup.cost, space))
     prepare_baseline(setup, folder, reporter)
     teacher = copy.deepcopy(setup.model)
     supernet = prepare_supernet(setup, space, folder, reporter)
-    problem = with_sensitivity(problem, measure_sensitivity(setup, supernet, folder, reporter))
+    problem = problem.with_sensitivity(measure_sensitivity(setup, supernet, folder, reporter))
     seeds = seeds_of(setup, problem)
     train_supernet(setup, supernet, teacher, problem, seeds, folder, reporter)
     scorer = make_scorer(setup, supernet, teacher)

@@ -38,7 +38,8 @@ from epim_nas.report.notes import chip_page, space_page
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.report.workers import WorkersWriter
 from epim_nas.solver.design_costs import Costs
-from epim_nas.solver.formulation import formulate, with_sensitivity
+from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.solver.formulation import formulate, limits_of
 from epim_nas.solver.metrics import own_sources
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.unreachable_budget import UnreachableBudget, check_reachable
@@ -124,9 +125,12 @@ def _run(
         space.dropped,
         setup.dense_crossbars,
     )
-    problem = formulate(setup, space, Costs.of(setup, space))
+    budget = config.budget.model_dump(exclude_none=True)
+    limits = limits_of(budget, setup.dense_crossbars)
+    costs = Costs.of(setup.cost, space)
+    problem = formulate(costs, limits, config.objectives, config.seed)
     try:
-        check_reachable(setup, problem)
+        check_reachable(FeasibleSolver(problem), "compression" in budget)
     except UnreachableBudget as error:
         raise _with_nearest(error, setup, folder) from None
     _describe(setup, space, folder)
@@ -145,18 +149,18 @@ def _run(
     teacher = copy.deepcopy(setup.model)
     supernet = prepare_supernet(setup, space, folder, reporter)
     sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
-    problem = with_sensitivity(problem, sensitivity)
-    seeds = seeds_of(setup, problem)
-    budget = dict(problem.limits)
-    settings = {"budget": budget, "seed": config.seed, "metrics": own_sources()}
+    problem = problem.with_sensitivity(sensitivity)
+    solver = FeasibleSolver(problem)
+    seeds = seeds_of(setup, solver)
+    settings = {"budget": limits, "seed": config.seed, "metrics": own_sources()}
     store = open_store(folder, config, space, settings)
-    write_json(folder.budget, budget)
+    write_json(folder.budget, limits)
     with DashboardWriter(
-        folder.tensorboard, config.name, config.objectives, budget, baseline
+        folder.tensorboard, config.name, config.objectives, limits, baseline
     ) as dashboard:
         for record in store.records():
             dashboard.add_trial(record)
-        curve = train_supernet(setup, supernet, teacher, problem, seeds, folder, reporter)
+        curve = train_supernet(setup, supernet, teacher, solver, seeds, folder, reporter)
         write_json(folder.supernet, curve)
         for step, loss in curve:
             dashboard.add_supernet_loss(step, loss)
@@ -174,8 +178,8 @@ def _run(
                     on_trial(record)
 
             with timed(folder, "search"):
-                first = first_designs(setup, supernet, teacher, problem, seeds, folder, reporter)
-                run_trials(setup, problem, first, store, executor, reporter, show)
+                first = first_designs(setup, supernet, teacher, solver, seeds, folder, reporter)
+                run_trials(setup, solver, first, store, executor, reporter, show)
         log.info(describe_trials(store))
         records = store.records()
         if records and not any(record.feasible for record in records):

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from epim_nas.epitome.design import Choice
-from epim_nas.hardware import BatchCostModel, CostTable
+from epim_nas.hardware import BatchCostModel, CostModel, CostTable, dense_crossbars
 from epim_nas.hardware.mapping import map_layer
 from epim_nas.network.spec import Network
-from epim_nas.pipeline.context import Setup
 from epim_nas.solver.exact import totals as summed
 from epim_nas.solver.knapsack import FloatArray, IntArray
 from epim_nas.solver.metrics import Metric, own_costs, own_metrics
@@ -44,10 +43,10 @@ class Costs:
     network: Network
 
     @classmethod
-    def of(cls, setup: Setup, space: SearchSpace) -> Costs:
-        """The costs of a space's designs."""
+    def of(cls, cost: CostModel, space: SearchSpace) -> Costs:
+        """The costs of a space's designs, of the cost model's network on its chip."""
         choices = space.layer_choices
-        model, table = setup.cost.batch(choices), setup.cost.table(choices)
+        model, table = cost.batch(choices), cost.table(choices)
         assert model.names == table.names
         owner = {
             layer: number for number, group in enumerate(space.groups) for layer in group.layers
@@ -55,14 +54,15 @@ class Costs:
         groups = np.array([owner[name] for name in model.names])
         quantized = {
             layer.name: np.array([
-                map_layer(layer, Choice(weight_bits=choice.weight_bits), setup.chip).crossbars
+                map_layer(layer, Choice(weight_bits=choice.weight_bits), cost.chip).crossbars
                 for choice in choices[layer.name]
             ])
-            for layer in setup.network.weighted
+            for layer in cost.network.weighted
         }  # fmt: skip
         return cls(
-            model, table, groups, setup.dense_crossbars, space.group_sums(quantized),
-            tuple(own_metrics(measured=False)), space, setup.network,
+            model, table, groups, dense_crossbars(cost.network, cost.chip),
+            space.group_sums(quantized),
+            tuple(own_metrics(measured=False)), space, cost.network,
         )  # fmt: skip
 
     def __call__(self, rows: IntArray) -> dict[str, FloatArray]:

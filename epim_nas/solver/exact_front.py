@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from epim_nas.solver.exact import Certificate, Exact, Unreachable, front, totals
-from epim_nas.solver.feasible import PIPELINED, ROOMIEST
+from epim_nas.solver.feasible import ROOMIEST, FeasibleSolver
 from epim_nas.solver.knapsack import FloatArray, Infeasible
 from epim_nas.solver.metrics import METRICS, is_maximised, metric_of
 from epim_nas.solver.pareto import box_volume, non_dominated
-from epim_nas.solver.problem import SearchProblem, StandIn
+from epim_nas.solver.problem import PIPELINED, SearchProblem, StandIn
 from epim_nas.space.space import Row
 
 _CAPS = 12
@@ -50,7 +50,7 @@ class Seed:
     stands_in: bool = False
 
 
-def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
+def exact_seeds(solver: FeasibleSolver, count: int) -> list[Seed]:
     """Exact solutions of a sweep over the trade-offs between the objectives.
 
     Each is the exact minimum of a weighted sum of sensitivity (which stands for accuracy) and the
@@ -67,40 +67,41 @@ def exact_seeds(problem: SearchProblem, count: int) -> list[Seed]:
     front, which takes one pass.
 
     Args:
-        problem: the problem.
+        solver: the problem's solver.
         count: how many different rows at most.
 
     Raises:
         Infeasible: no row keeps the limit.
         Unreachable: no row keeps all limits.
     """
-    seeds = _solutions(problem, count)
-    kept = _spread_out(_judged(problem, [seed.row for seed in seeds]), count)
+    seeds = _solutions(solver, count)
+    kept = _spread_out(_judged(solver.problem, [seed.row for seed in seeds]), count)
     return [seeds[index] for index in kept]
 
 
-def exact_rows(problem: SearchProblem) -> list[Row]:
+def exact_rows(solver: FeasibleSolver) -> list[Row]:
     """Rows of all solutions of a full sweep that no other beats in sensitivity and costs.
 
     Raises:
         Infeasible: no row keeps the limit.
         Unreachable: no row keeps all limits.
     """
-    rows = [seed.row for seed in _solutions(problem, _STEPS)]
-    losses = _judged(problem, rows)
+    rows = [seed.row for seed in _solutions(solver, _STEPS)]
+    losses = _judged(solver.problem, rows)
     kept = non_dominated(losses, [False] * losses.shape[1])
     return [row for row, keep in zip(rows, kept, strict=True) if keep]
 
 
-def _solutions(problem: SearchProblem, count: int) -> list[Seed]:
+def _solutions(solver: FeasibleSolver, count: int) -> list[Seed]:
     """Different exact solutions, at least ``count`` where the sweep finds so many."""
+    problem = solver.problem
     found: dict[Row, Seed] = {}
     if problem.is_knapsack and not problem.modelled and _over_crossbars(problem):
         (limit,) = problem.solver_limits.values()
         for exact in reversed(front(problem.sensitivity, limit)):
             found[exact.row] = _seed(exact, {"sensitivity": 1.0})
     else:
-        for seed in _sweep(problem, count):
+        for seed in _sweep(solver, count):
             known = found.get(seed.row)
             if known is None or (known.stands_in and not seed.stands_in):
                 found[seed.row] = seed
@@ -123,21 +124,22 @@ def _over_crossbars(problem: SearchProblem) -> bool:
     return judges_accuracy(problem) and metrics in ({"crossbars"}, {"compression"})
 
 
-def _sweep(problem: SearchProblem, count: int) -> Iterator[Seed]:
+def _sweep(solver: FeasibleSolver, count: int) -> Iterator[Seed]:
     """Solutions of all weighted sums, by the fitted costs and the stand-ins, under all caps."""
-    for number, weights in enumerate(_weightings(problem, count)):
+    problem = solver.problem
+    for number, weights in enumerate(_weightings(solver, count)):
         losses = problem.scalarised(weights)
-        exact = problem.solve(losses)
+        exact = solver.solve(losses)
         yield _seed(exact, weights)
         # A program with several limits takes a hundred times as long as a knapsack.
         thorough = problem.is_knapsack or number % 4 == 0
         for cap in _caps(problem, exact.row) if thorough else []:
             try:
-                yield _seed(problem.solve(losses, cap), weights, cap)
+                yield _seed(solver.solve(losses, cap), weights, cap)
             except (Infeasible, Unreachable):
                 break  # smaller caps are out of reach as well
         for standin in _standins(problem, weights) if thorough else []:
-            yield from _followed(problem, weights, standin)
+            yield from _followed(solver, weights, standin)
 
 
 def _standins(problem: SearchProblem, weights: Mapping[str, float]) -> list[StandIn]:
@@ -163,15 +165,16 @@ def _same(one: StandIn, other: StandIn, names: Iterable[str]) -> bool:
 
 
 def _followed(
-    problem: SearchProblem, weights: Mapping[str, float], standin: StandIn
+    solver: FeasibleSolver, weights: Mapping[str, float], standin: StandIn
 ) -> Iterator[Seed]:
     """Solutions of a weighted sum by a stand-in that follows them."""
+    problem = solver.problem
     rounds = _ROUNDS if problem.is_knapsack else _FEW_ROUNDS
     last = None
     for number in range(1, rounds + 1):
         costs = {name: c for name, c in standin.costs.items() if name in problem.falling}
         try:
-            exact = problem.solve(problem.scalarised(weights, costs))
+            exact = solver.solve(problem.scalarised(weights, costs))
         except (Infeasible, Unreachable):
             return  # not with the choices that it knows
         if exact.row == last or exact.certificate.method == ROOMIEST:
@@ -192,15 +195,16 @@ def _caps(problem: SearchProblem, row: Row) -> Sequence[float]:
     return [float(cap) for cap in np.geomspace(highest, lowest, _CAPS + 1)[1:]]
 
 
-def _weightings(problem: SearchProblem, count: int) -> Iterator[dict[str, float]]:
+def _weightings(solver: FeasibleSolver, count: int) -> Iterator[dict[str, float]]:
     """Weights of the sums to minimise, from accuracy alone to each cost alone."""
+    problem = solver.problem
     costs = list(problem.objective_costs)
     lead = "sensitivity" if judges_accuracy(problem) or not costs else costs[0]
     yield {lead: 1.0}
-    best = problem.solve(problem.scalarised({lead: 1.0})).row
+    best = solver.solve(problem.scalarised({lead: 1.0})).row
     # The sensitivity decides between designs of equal cost.
     extremes = [{name: 1.0, "sensitivity": 1e-12} for name in costs]
-    ends = [problem.solve(problem.scalarised(weights)).row for weights in extremes]
+    ends = [solver.solve(problem.scalarised(weights)).row for weights in extremes]
     scale = {name: _range(problem, name, [best, *ends]) for name in {lead, *costs}}
     others = [name for name in costs if name != lead]
     # Alternate between the costs and their equal mix, from gentle to strong.

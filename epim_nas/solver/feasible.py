@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,13 +23,9 @@ from epim_nas.solver.exact import (
     totals,
 )
 from epim_nas.solver.knapsack import FloatArray, Infeasible, IntArray
+from epim_nas.solver.problem import PIPELINED, SearchProblem
 from epim_nas.space.space import Row
 
-if TYPE_CHECKING:
-    from epim_nas.solver.problem import SearchProblem
-
-PIPELINED = "latency_ns"
-"""The limit that a cap of the layers' times keeps."""
 ROOMIEST = "the roomiest design"
 """Method of a certificate: the limits left the solver without an answer of its own."""
 
@@ -42,15 +37,18 @@ _HALVINGS = 4
 """How often a limit that was tightened beyond reach is moved halfway back."""
 
 
-class Solver:
-    """Solves a problem's rows.
+class FeasibleSolver:
+    """Finds rows of a problem that keep every limit.
 
     Args:
         problem: space, scores and limits.
+
+    Attributes:
+        problem: the same.
     """
 
     def __init__(self, problem: SearchProblem) -> None:
-        self._problem = problem
+        self.problem = problem
 
     def solve(self, losses: Sequence[FloatArray], cap: float = np.inf) -> Exact:
         """The row of least additive loss that keeps every limit.
@@ -75,7 +73,7 @@ class Solver:
                 return solution
             bound = solution.certificate.bound
         except (Infeasible, Unreachable):
-            if not self._problem.modelled or np.isfinite(cap):
+            if not self.problem.modelled or np.isfinite(cap):
                 raise  # else it may be the stand-ins alone that nothing keeps
         if np.isfinite(cap):
             raise Unreachable("no row was found that keeps all limits and the cap")
@@ -91,12 +89,12 @@ class Solver:
             Infeasible: no row keeps the one limit that there is.
             Unreachable: no row keeps all limits.
         """
-        losses = [np.zeros(len(group)) for group in self._problem.space.groups]
-        for limit in self._problem.additive_limits.values():
+        losses = [np.zeros(len(group)) for group in self.problem.space.groups]
+        for limit in self.problem.additive_limits.values():
             size = abs(limit.bound) or 1.0
             parts = [np.asarray(score, dtype=float) / size for score in limit.scores]
             losses = [loss + part for loss, part in zip(losses, parts, strict=True)]
-        limits = list(self._problem.additive_limits.values())
+        limits = list(self.problem.additive_limits.values())
         starts = [tuple(int(np.argmin(score)) for score in limit.scores) for limit in limits]
         try:
             solution, kept = self._solve_tightened(losses, np.inf)
@@ -104,7 +102,7 @@ class Solver:
                 return solution.row
             starts.insert(0, solution.row)
         except (Infeasible, Unreachable):
-            if not self._problem.modelled:
+            if not self.problem.modelled:
                 raise
         for start in starts:
             try:
@@ -123,7 +121,7 @@ class Solver:
         while over > 0:
             near = np.array([
                 [*row[:group], index, *row[group + 1 :]]
-                for group, choices in enumerate(self._problem.space.groups)
+                for group, choices in enumerate(self.problem.space.groups)
                 for index in range(len(choices))
             ])  # fmt: skip
             excesses = self._relative_excess(near)
@@ -135,7 +133,7 @@ class Solver:
 
     def _relative_excess(self, rows: IntArray) -> FloatArray:
         """(rows,) by how much whole designs exceed the limits, relative to each, summed."""
-        problem = self._problem
+        problem = self.problem
         real = problem.model(rows) if problem.model is not None and problem.modelled else {}
         over = np.zeros(len(rows))
         for name, limit in problem.additive_limits.items():
@@ -156,7 +154,7 @@ class Solver:
             Infeasible: no row keeps the one limit that there is, even without tightening.
             Unreachable: no row keeps all limits, likewise.
         """
-        problem = self._problem
+        problem = self.problem
         limits = dict(problem.solver_limits)
         first = minimise(problem.capped(losses, cap), list(limits.values()))
         solution = first
@@ -194,13 +192,13 @@ class Solver:
             Unreachable: likewise with several limits.
         """
         row = tuple(int(index) for index in row)
-        limits, cap = dict(self._problem.solver_limits), np.inf
+        limits, cap = dict(self.problem.solver_limits), np.inf
         for _ in range(_REPAIRS):
             try:
                 mended = self._repaired(row, limits, cap)
             except (Infeasible, Unreachable):
                 break  # tightened beyond reach, or nothing keeps the limits
-            over = self._problem.real_excess(mended)
+            over = self.problem.real_excess(mended)
             if not any(value > 0 for value in over.values()):
                 return mended
             limits, cap = self._tightened(limits, over, cap, mended)
@@ -211,7 +209,7 @@ class Solver:
 
     @cached_property
     def _least_sensitive(self) -> Row:
-        return self.solve(self._problem.sensitivity).row
+        return self.solve(self.problem.sensitivity).row
 
     def _tightened(
         self, limits: Mapping[str, Limit], over: Mapping[str, float], cap: float, row: Row
@@ -219,9 +217,9 @@ class Solver:
         """Limits made smaller by what a row exceeds them, and a little more; likewise the cap."""
         if over.get(PIPELINED, 0.0) > 0:
             # Half of the way, in steps: the slowest layer is not all of the latency.
-            allowed = self._problem.limits[PIPELINED]
+            allowed = self.problem.limits[PIPELINED]
             share = allowed / (allowed + over[PIPELINED])
-            cap = min(cap, self._problem.slowest(row)) * min(share**0.5, 1 - 1e-9)
+            cap = min(cap, self.problem.slowest(row)) * min(share**0.5, 1 - 1e-9)
         return {
             name: Limit(limit.scores, limit.bound - 1.05 * max(0.0, over.get(name, 0.0)))
             for name, limit in limits.items()
@@ -229,7 +227,7 @@ class Solver:
 
     def _repaired(self, row: Row, limits: Mapping[str, Limit], cap: float) -> Row:
         """A row near ``row`` that keeps additive limits and the cap."""
-        problem = self._problem
+        problem = self.problem
         kept = all(limit.excess(row) <= 0 for limit in limits.values())
         if kept and problem.slowest(row) <= cap:
             return row
@@ -248,7 +246,7 @@ class Solver:
         """What every choice loses against a row's, plus more than all of it for any change."""
         more = self._spread + 1.0
         losses = []
-        for score, index in zip(self._problem.sensitivity, row, strict=True):
+        for score, index in zip(self.problem.sensitivity, row, strict=True):
             loss = score + (more - score[index])
             loss[index] = 0.0
             losses.append(loss)
@@ -257,7 +255,7 @@ class Solver:
     @cached_property
     def _spread(self) -> float:
         """More than the sensitivities of two rows can differ."""
-        return sum(float(np.ptp(score)) for score in self._problem.sensitivity)
+        return sum(float(np.ptp(score)) for score in self.problem.sensitivity)
 
 
 def _greedy(row: Row, sensitivity: Sequence[FloatArray], limits: Sequence[Limit]) -> Row | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,18 +12,15 @@ import numpy.typing as npt
 
 from epim_nas.errors import EpimError
 from epim_nas.hardware.lower_bounds.floors import Floors
-from epim_nas.pipeline.context import Setup
 from epim_nas.solver.cost_fit import calibrated
 from epim_nas.solver.design_costs import Costs, added_up
 from epim_nas.solver.exact import Limit, Scores
-from epim_nas.solver.feasible import PIPELINED
 from epim_nas.solver.knapsack import FloatArray, IntArray
 from epim_nas.solver.lower_bounds import Bounds
 from epim_nas.solver.metrics import METRICS, metric_of, parts_of
 from epim_nas.solver.near_optimum_costs import ENERGY, find_standins
-from epim_nas.solver.problem import SearchProblem, StandIn
+from epim_nas.solver.problem import PIPELINED, SearchProblem, StandIn
 from epim_nas.space.space import SearchSpace
-from epim_nas.supernet.sensitivity import Table
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +28,36 @@ _BUFFER_CASES = 2
 """Sizes of the buffers for which energies are solved exactly: those of the least energies."""
 
 
-def limits_of(setup: Setup) -> dict[str, float]:
-    """Metric -> largest value, of the run file's budget."""
-    budget = setup.config.budget
-    limits = {
-        name: value
-        for name, value in budget.model_dump(exclude={"compression"}).items()
-        if value is not None
-    }
-    if budget.compression is not None:
-        # A hair more: a compression that was computed from whole crossbars gives them back.
-        limits["crossbars"] = int(setup.dense_crossbars / budget.compression * (1 + 1e-12))
+def limits_of(budget: Mapping[str, float], dense_crossbars: int) -> dict[str, float]:
+    """Metric -> largest value, of a budget.
+
+    Args:
+        budget: metric -> largest value; ``compression`` is the least ratio of the dense network's
+            crossbars to a design's.
+        dense_crossbars: crossbars of the dense network with 32-bit weights.
+    """
+    limits = {name: value for name, value in budget.items() if name != "compression"}
+    if "compression" in budget:
+        # Round up slightly so that a ratio derived from N crossbars yields N again.
+        limits["crossbars"] = int(dense_crossbars / budget["compression"] * (1 + 1e-12))
     return limits
 
 
-def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
+def formulate(
+    costs: Costs, limits: Mapping[str, float], objectives: Sequence[str], seed: int = 0
+) -> SearchProblem:
     """The search problem, without sensitivity: every choice counts as free of loss.
 
     Costs that are sums over layers are taken from the cost table. Those that are not (the pipelined
     latency, buffers of a size for all) get the additive costs that fit whole designs best.
+
+    Args:
+        costs: costs of the space's designs.
+        limits: metric -> largest value (:func:`limits_of`).
+        objectives: what is optimised (:mod:`~epim_nas.solver.metrics`).
+        seed: seed of the designs that additive costs are fitted to.
     """
-    limits = limits_of(setup)
-    objectives = tuple(setup.config.objectives)
+    space = costs.space
     parts = [part for objective in objectives for part in parts_of(metric_of(objective))]
     wanted = {"crossbars", *limits, *parts}
     scores: dict[str, Scores] = {}
@@ -69,7 +74,7 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
         sensitivity=[np.zeros(len(group)) for group in space.groups],
         costs=scores,
         limits=limits,
-        objectives=objectives,
+        objectives=tuple(objectives),
         constants=constants,
         model=costs,
         times=_slowest(space, costs.table.by_layer("sequential_latency_ns")),
@@ -83,7 +88,7 @@ def formulate(setup: Setup, space: SearchSpace, costs: Costs) -> SearchProblem:
         budget = int(limits["crossbars"])
         find = partial(_standins, space, costs, problem.crossbars, budget, metrics)
         problem = replace(problem, find_standins=find)
-    return calibrated(problem, costs, setup.config.seed)
+    return calibrated(problem, costs, seed)
 
 
 def _standins(
@@ -106,11 +111,6 @@ def _standins(
     except EpimError as error:  # what keeps a run from going on is said elsewhere
         log.debug("no costs near the least energy and latency: %s", error)
         return []
-
-
-def with_sensitivity(problem: SearchProblem, sensitivity: Table) -> SearchProblem:
-    """The problem with what its choices lose."""
-    return replace(problem, sensitivity=problem.space.group_sums(sensitivity))
 
 
 def _slowest(space: SearchSpace, times: Mapping[str, npt.NDArray[np.generic]]) -> list[FloatArray]:

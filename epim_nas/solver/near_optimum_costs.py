@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from epim_nas.solver.feasible import PIPELINED
 from epim_nas.solver.knapsack import FloatArray
 from epim_nas.solver.lower_bounds import Bounds
-from epim_nas.solver.problem import StandIn
+from epim_nas.solver.problem import PIPELINED, StandIn
 from epim_nas.space.space import Row
 
 ENERGY = "energy_nj"

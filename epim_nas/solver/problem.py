@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from epim_nas.solver.exact import (
-    Exact,
     Limit,
     Scores,
     excess,
     nearest,
     total,
 )
-from epim_nas.solver.feasible import PIPELINED, Solver
 from epim_nas.solver.knapsack import FloatArray, IntArray
 from epim_nas.solver.metrics import METRICS, is_maximised, metric_of, parts_of
 from epim_nas.space.space import Row, SearchSpace
 
 Model = Callable[[IntArray], Mapping[str, npt.NDArray[np.generic]]]
 """(N, groups) rows -> metric -> (N,) values of whole designs."""
+
+PIPELINED = "latency_ns"
+"""The limit that a cap of the layers' times keeps."""
 
 _REMEMBERED = 100_000
 """Designs whose real costs are remembered."""
@@ -70,6 +71,10 @@ class SearchProblem:
     model: Model | None = None
     times: list[FloatArray] | None = None
     find_standins: Callable[[], Sequence[StandIn]] | None = None
+
+    def with_sensitivity(self, by_layer: Mapping[str, npt.NDArray[np.generic]]) -> SearchProblem:
+        """The problem with what the choices of every layer lose (nats)."""
+        return replace(self, sensitivity=self.space.group_sums(by_layer))
 
     @cached_property
     def standins(self) -> tuple[StandIn, ...]:
@@ -212,23 +217,6 @@ class SearchProblem:
             return {}
         real = self._real(row)
         return {name: excess(real[name], self.limits[name]) for name in self.modelled}
-
-    @cached_property
-    def _solver(self) -> Solver:
-        return Solver(self)
-
-    def solve(self, losses: Sequence[FloatArray], cap: float = np.inf) -> Exact:
-        """The row of least additive loss that keeps every limit (:meth:`Solver.solve`)."""
-        return self._solver.solve(losses, cap)
-
-    def repair(self, row: Sequence[int]) -> Row:
-        """A feasible row near ``row`` (:meth:`Solver.repair`)."""
-        return self._solver.repair(row)
-
-    @property
-    def roomiest(self) -> Row:
-        """A row that keeps every limit with the most room (:attr:`Solver.roomiest`)."""
-        return self._solver.roomiest
 
     def scalarised(
         self, weights: Mapping[str, float], costs: Mapping[str, list[FloatArray]] | None = None

@@ -6,9 +6,9 @@ import numpy as np
 
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
-from epim_nas.pipeline.context import Setup
 from epim_nas.solver.design_costs import Costs, added_up
 from epim_nas.solver.exact import Unreachable
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import Infeasible
 from epim_nas.solver.metrics import METRICS
 from epim_nas.solver.problem import SearchProblem
@@ -17,16 +17,20 @@ from epim_nas.space.space import Row
 _WORD = {"crossbars": "crossbars", "tiles": "tiles", "weight_bits": "bits of weights"}
 
 
-def check_reachable(setup: Setup, problem: SearchProblem) -> None:
+def check_reachable(solver: FeasibleSolver, by_compression: bool = False) -> None:
     """Check that some design keeps every limit.
+
+    Args:
+        solver: the solver of a problem whose model is :class:`~.design_costs.Costs`.
+        by_compression: whether the budget of crossbars was given as a compression.
 
     Raises:
         UnreachableBudget: none does, or none could be found.
     """
     try:
-        _ = problem.roomiest
+        _ = solver.roomiest
     except (Infeasible, Unreachable):
-        raise _unreachable(setup, problem) from None
+        raise _unreachable(solver.problem, by_compression) from None
 
 
 class UnreachableBudget(InputError):
@@ -39,14 +43,15 @@ class UnreachableBudget(InputError):
     design: Design | None = None
 
 
-def _unreachable(setup: Setup, problem: SearchProblem) -> UnreachableBudget:
+def _unreachable(problem: SearchProblem, by_compression: bool) -> UnreachableBudget:
     row, nearest, least = _extremes(problem)
-    space, dense = problem.space.name, setup.dense_crossbars
+    assert isinstance(problem.model, Costs)
+    space, dense = problem.space.name, problem.model.dense_crossbars
     broken = [name for name in problem.limits if nearest[name] > problem.limits[name]]
     alone = [name for name in problem.limits if least[name] > problem.limits[name]]
     name = next(iter(alone or broken or problem.limits))
     field = f"budget.{name}"
-    if name == "crossbars" and setup.config.budget.compression is not None:
+    if name == "crossbars" and by_compression:
         field = "budget.compression"
     limit = problem.limits[name]
     if len(problem.limits) == 1:

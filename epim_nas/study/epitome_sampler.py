@@ -27,13 +27,14 @@ from scipy.optimize import isotonic_regression
 
 from epim_nas.solver.exact import Unreachable, totals
 from epim_nas.solver.exact_front import exact_rows, judges_accuracy
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import FloatArray, Infeasible
 from epim_nas.solver.metrics import METRICS, is_maximised, metric_of
 from epim_nas.solver.pareto import box_volume
-from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.sensitivity_update import MOST, Sensitivity, corrected
+from epim_nas.space.moves import cross, mutate, random_row
 from epim_nas.space.space import Row
-from epim_nas.study.samplers import FeasibleSampler, cross, mutate, random_row
+from epim_nas.study.samplers import FeasibleSampler
 
 _REFIT_EVERY = 10
 """Finished trials between two corrections of the scores."""
@@ -88,7 +89,7 @@ class EpitomeSampler(FeasibleSampler):
     """Exact solutions of corrected scores and children of the front, chosen by what they may add.
 
     Args:
-        problem: space, scores and limits.
+        solver: the solver of the problem.
         seed: seed of the search.
         swept: solutions of the first sweep in the pool that a proposal is chosen from.
         solutions: exact solutions of corrected scores in it.
@@ -98,14 +99,15 @@ class EpitomeSampler(FeasibleSampler):
 
     def __init__(
         self,
-        problem: SearchProblem,
+        solver: FeasibleSolver,
         seed: int,
         swept: int = 3,
         solutions: int = 2,
         children: int = 2,
         crossover: float = 0.5,
     ) -> None:
-        super().__init__(problem, seed)
+        super().__init__(solver, seed)
+        problem = solver.problem
         self._swept = swept
         self._solutions = solutions
         self._children = children
@@ -126,7 +128,7 @@ class EpitomeSampler(FeasibleSampler):
         """An exact solution or a child of the front; uniform where there is no front yet."""
         front = self._history.front
         if not front:
-            return random_row(self._problem, rng), "random: nothing feasible is known"
+            return random_row(self._problem.space, rng), "random: nothing feasible is known"
         self._correct()
         drawn = self._sensitivity.drawn(rng)
         pool: dict[Row, str] = {}
@@ -147,7 +149,7 @@ class EpitomeSampler(FeasibleSampler):
 
     @cached_property
     def _sweep(self) -> list[Row]:
-        return exact_rows(self._problem)
+        return exact_rows(self._solver)
 
     def _solved(
         self, front: Sequence[Row], drawn: Sequence[FloatArray], rng: np.random.Generator
@@ -158,7 +160,7 @@ class EpitomeSampler(FeasibleSampler):
         slowest = self._problem.slowest(front[int(rng.integers(len(front)))])
         cap = slowest * rng.uniform(0.6, 1.0) if rng.random() < 0.5 else np.inf
         try:
-            return self._problem.solve(losses, cap).row
+            return self._solver.solve(losses, cap).row
         except (Infeasible, Unreachable):
             return None  # no layer can be so fast, or the limits cannot be kept with it
 
@@ -276,8 +278,8 @@ class EpitomeSampler(FeasibleSampler):
             child = self._moved(child, losses, rng, moves)
             how += ", moved where it gains most"
         else:
-            child = mutate(child, self._problem, rng, moves)
-        return self._problem.repair(child), how
+            child = mutate(child, self._problem.space, rng, moves)
+        return self._solver.repair(child), how
 
     def _moved(
         self,

@@ -14,11 +14,12 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from epim_nas.errors import EpimError
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.metrics import is_maximised, metric_of
-from epim_nas.solver.problem import SearchProblem
+from epim_nas.space.moves import cross, random_row
 from epim_nas.space.space import Row
 from epim_nas.study.history import METRICS_ATTRIBUTE, is_feasible
-from epim_nas.study.samplers import FeasibleSampler, cross, random_row
+from epim_nas.study.samplers import FeasibleSampler
 
 _TRIES = 100
 """Children that are discarded before one is repaired instead."""
@@ -28,7 +29,7 @@ class EvolutionSampler(FeasibleSampler):
     """Evolution of a population by one fitness; for comparison with the default strategy.
 
     Args:
-        problem: space, scores and limits.
+        solver: the solver of the problem.
         seed: seed of the search.
         fitness: metric to minimise.
         population: designs of a generation.
@@ -39,7 +40,7 @@ class EvolutionSampler(FeasibleSampler):
 
     def __init__(
         self,
-        problem: SearchProblem,
+        solver: FeasibleSolver,
         seed: int,
         fitness: str = "latency_ns",
         population: int = 50,
@@ -47,7 +48,7 @@ class EvolutionSampler(FeasibleSampler):
         crossover: float = 0.5,
         mutation: float = 0.1,
     ) -> None:
-        super().__init__(problem, seed)
+        super().__init__(solver, seed)
         self._fitness = fitness
         self._population = population
         self._parents = parents
@@ -62,7 +63,7 @@ class EvolutionSampler(FeasibleSampler):
         born = generation * self._population
         fittest = self._fittest(born)
         if generation == 0 or not fittest:
-            return random_row(self._problem, rng), "first generation"
+            return random_row(self._problem.space, rng), "first generation"
         for _ in range(_TRIES):
             child = self._child(fittest, rng)
             if self._problem.is_feasible(child) and tuple(child) not in self._history.proposed:

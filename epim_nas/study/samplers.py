@@ -16,7 +16,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial
 
-from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.space.moves import mutate
 from epim_nas.space.space import Row
 from epim_nas.study.history import History, distributions, params_of, row_of
 
@@ -31,18 +32,18 @@ class FeasibleSampler(BaseSampler):
     """Turns raw proposals into rows that keep the limits and were not proposed before.
 
     Args:
-        problem: space, scores and limits.
+        solver: the solver of the problem.
         seed: seed of the search.
         repair: whether proposals are repaired and moved away from known ones. Without, they are
             left as they are.
     """
 
-    def __init__(self, problem: SearchProblem, seed: int, repair: bool = True) -> None:
-        self._problem = problem
+    def __init__(self, solver: FeasibleSolver, seed: int, repair: bool = True) -> None:
+        self._solver, self._problem = solver, solver.problem
         self._seed = seed
         self._repair = repair
-        self._history = History(problem)
-        self._distributions = distributions(problem)
+        self._history = History(solver.problem)
+        self._distributions = distributions(solver.problem)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, rng: np.random.Generator
@@ -70,7 +71,7 @@ class FeasibleSampler(BaseSampler):
         proposed, how = self.propose(study, trial, rng)
         row = tuple(int(index) for index in proposed)
         if self._repair:
-            row = self._new(self._problem.repair(row), rng)
+            row = self._new(self._solver.repair(row), rng)
         # Only the storage can note something in a trial that is being sampled.
         study._storage.set_trial_system_attr(trial._trial_id, HOW_ATTRIBUTE, how)
         return dict(params_of(row, self._problem))
@@ -80,7 +81,7 @@ class FeasibleSampler(BaseSampler):
             if row not in self._history.proposed:
                 break
             # A known design costs an evaluation and teaches nothing: move further away each time.
-            row = self._problem.repair(mutate(row, self._problem, rng, 1 + attempt // 10))
+            row = self._solver.repair(mutate(row, self._problem.space, rng, 1 + attempt // 10))
         return row
 
     def sample_independent(
@@ -98,7 +99,7 @@ class OptunaSampler(FeasibleSampler):
     """Any Optuna sampler; every proposal is repaired into the limits unless told otherwise.
 
     Args:
-        problem: space, scores and limits.
+        solver: the solver of the problem.
         seed: seed of the search.
         make: makes the inner sampler from a seed.
         repair: see :class:`FeasibleSampler`. Without, the sampler has only the constraints of
@@ -107,12 +108,12 @@ class OptunaSampler(FeasibleSampler):
 
     def __init__(
         self,
-        problem: SearchProblem,
+        solver: FeasibleSolver,
         seed: int,
         make: Callable[[int], BaseSampler],
         repair: bool = True,
     ) -> None:
-        super().__init__(problem, seed, repair)
+        super().__init__(solver, seed, repair)
         self._make = make
 
     def propose(
@@ -144,36 +145,3 @@ class OptunaSampler(FeasibleSampler):
             )
             assert isinstance(selector, BaseGASampler)
             selector.get_parent_population(study, number)
-
-
-def mutate(
-    row: Sequence[int], problem: SearchProblem, rng: np.random.Generator, moves: int
-) -> list[int]:
-    """``row`` with ``moves`` groups changed: half of the moves local, half anywhere.
-
-    Choices are ordered by crossbars, so a local move is a neighbour in cost.
-    """
-    child = [int(index) for index in row]
-    movable = [i for i, group in enumerate(problem.space.groups) if len(group) > 1]
-    if not movable:
-        return child
-    for position in rng.choice(movable, size=min(moves, len(movable)), replace=False):
-        size = len(problem.space.groups[position])
-        if rng.random() < 0.5:
-            step = int(rng.integers(1, 1 + max(1, size // 8)))
-            target = child[position] + (step if rng.random() < 0.5 else -step)
-            target = min(max(target, 0), size - 1)
-        else:
-            target = int(rng.integers(size))
-        child[position] = target
-    return child
-
-
-def cross(first: Sequence[int], second: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """A child that takes every group's choice from either parent."""
-    return [int(a if rng.random() < 0.5 else b) for a, b in zip(first, second, strict=True)]
-
-
-def random_row(problem: SearchProblem, rng: np.random.Generator) -> list[int]:
-    """A row whose choices are drawn uniformly; it need not be feasible."""
-    return [int(rng.integers(len(group))) for group in problem.space.groups]

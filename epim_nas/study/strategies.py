@@ -18,7 +18,7 @@ from optuna.samplers import (
 )
 
 from epim_nas.errors import find_named
-from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.study.epitome_sampler import EpitomeSampler
 from epim_nas.study.evolution import EvolutionSampler
 from epim_nas.study.samplers import OptunaSampler
@@ -40,7 +40,7 @@ class Options:
     repair: bool = True
 
 
-Make = Callable[[SearchProblem, int, Options], BaseSampler]
+Make = Callable[[FeasibleSolver, int, Options], BaseSampler]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Strategy:
     Attributes:
         name: its name in the run file.
         summary: one line for people.
-        make: makes the sampler for a problem, a seed and options.
+        make: makes the sampler from a problem's solver, a seed and options.
         first: what is scored first: the ``exact`` front, designs of a ``gradient`` descent, or
             nothing.
         proposes: whether anything is proposed after those.
@@ -63,23 +63,23 @@ class Strategy:
     proposes: bool = True
 
 
-def _epitome(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
-    return EpitomeSampler(problem, seed)
+def _epitome(solver: FeasibleSolver, seed: int, options: Options) -> BaseSampler:
+    return EpitomeSampler(solver, seed)
 
 
-def _evolution(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
+def _evolution(solver: FeasibleSolver, seed: int, options: Options) -> BaseSampler:
     return EvolutionSampler(
-        problem, seed, options.fitness, options.population, max(2, options.population // 4)
+        solver, seed, options.fitness, options.population, max(2, options.population // 4)
     )
 
 
 def _of_optuna(kind: Callable[..., BaseSampler], **arguments: Any) -> Make:
-    def make(problem: SearchProblem, seed: int, options: Options) -> BaseSampler:
+    def make(solver: FeasibleSolver, seed: int, options: Options) -> BaseSampler:
         own = dict(arguments)
         if kind in (NSGAIISampler, NSGAIIISampler):
             own["population_size"] = options.population
         inner = partial(_seeded, kind, own)
-        return OptunaSampler(problem, seed, inner, options.repair)
+        return OptunaSampler(solver, seed, inner, options.repair)
 
     return make
 

@@ -25,6 +25,7 @@ from epim_nas.errors import InputError
 from epim_nas.files import atomic_path, digest
 from epim_nas.solver.exact import Scores
 from epim_nas.solver.exact_front import judges_accuracy
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import FloatArray
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
@@ -71,7 +72,7 @@ def additive_loss(problem: SearchProblem) -> TaskLoss:
 
 
 def gradient_rows(
-    problem: SearchProblem,
+    solver: FeasibleSolver,
     count: int,
     task_loss: TaskLoss,
     descent: Descent,
@@ -86,7 +87,7 @@ def gradient_rows(
     task rises over four decades, and ``count - 1`` more designs are rounded at even distances.
 
     Args:
-        problem: space, scores and limits.
+        solver: the solver of the problem.
         count: how many designs at most.
         task_loss: what the network loses under a draw.
         descent: how to descend.
@@ -101,6 +102,7 @@ def gradient_rows(
         Unreachable: no row keeps all limits.
         InputError: the checkpoint is damaged.
     """
+    problem = solver.problem
     state = _State.start(problem, descent.lr)
     identity = _identity(problem, count, descent, seed)
     if checkpoint is not None and checkpoint.exists():
@@ -120,7 +122,7 @@ def gradient_rows(
         loss = _step(state, costs, task_loss if judges else None, descent, strength, seed)
         progress(step + 1, loss)
         if step + 1 in rounded_at:
-            state.rows.append(_rounded(problem, state, seed))
+            state.rows.append(_rounded(solver, state, seed))
         last = step + 1 == descent.steps
         if checkpoint is not None and (last or (step + 1) % descent.checkpoint_every == 0):
             with atomic_path(checkpoint) as temporary:
@@ -257,7 +259,7 @@ def _drawn(logit: Tensor, temperature: float, generator: torch.Generator) -> Ten
     return hard + soft - soft.detach()
 
 
-def _rounded(problem: SearchProblem, state: _State, seed: int) -> Row:
+def _rounded(solver: FeasibleSolver, state: _State, seed: int) -> Row:
     """The most probable row that keeps every limit and is not among the others yet.
 
     Where it is, the probabilities are drawn with more and more Gumbel noise until it is not.
@@ -267,7 +269,7 @@ def _rounded(problem: SearchProblem, state: _State, seed: int) -> Row:
     row: Row = ()
     for attempt in range(20):
         noisy = [v + 0.1 * attempt * rng.gumbel(size=v.shape) for v in logits]
-        row = problem.solve([_surprise(v) for v in noisy]).row
+        row = solver.solve([_surprise(v) for v in noisy]).row
         if row not in state.rows:
             break
     return row

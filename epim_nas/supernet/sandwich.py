@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from epim_nas.epitome.design import Choice
-from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.space.moves import mutate
 from epim_nas.space.space import Row
-from epim_nas.study.samplers import mutate
 
 Around = Literal["front", "uniform"]
 
@@ -25,11 +25,11 @@ class Sandwich:
     """The designs of each training step.
 
     Attributes:
-        problem: space, scores and budget.
-        seeds: designs on the exact front.
+        solver: the solver of the problem.
+        initial: designs on the exact front.
         seed: seed of the draws; those of a step depend on it and the step alone.
         random: designs that each step draws besides the two ends.
-        around: ``front`` draws near ``seeds``, where the search will look, within the budget;
+        around: ``front`` draws near ``initial``, where the search will look, within the budget;
             ``uniform`` draws every choice of a layer equally often.
         warmup_steps: steps in which drawn designs have more weight bits: every layer takes its
             shape's choice of most bits, with a probability that falls linearly from 1 to 0. Bits
@@ -37,8 +37,8 @@ class Sandwich:
             sub-networks join step by step (Cai et al., arXiv 1908.09791).
     """
 
-    problem: SearchProblem
-    seeds: Sequence[Row]
+    solver: FeasibleSolver
+    initial: Sequence[Row]
     seed: int
     random: int = 2
     around: Around = "front"
@@ -47,22 +47,23 @@ class Sandwich:
     def designs(self, step: int) -> list[Row]:
         """The rows that a step trains."""
         rng = np.random.default_rng([self.seed, 77, step])
-        precise = tuple(int(np.argmin(scores)) for scores in self.problem.sensitivity)
-        smallest = tuple(int(np.argmin(weights)) for weights in self.problem.crossbars)
+        precise = tuple(int(np.argmin(scores)) for scores in self.solver.problem.sensitivity)
+        smallest = tuple(int(np.argmin(weights)) for weights in self.solver.problem.crossbars)
         drawn = [self._draw(rng) for _ in range(self.random)]
         return [precise, *(self._with_more_bits(row, step, rng) for row in (smallest, *drawn))]
 
     def _draw(self, rng: np.random.Generator) -> Row:
+        space = self.solver.problem.space
         if self.around == "uniform":
-            return tuple(int(rng.integers(len(group))) for group in self.problem.space.groups)
-        start = self.seeds[int(rng.integers(len(self.seeds)))]
-        return self.problem.repair(mutate(start, self.problem, rng, int(rng.integers(0, 4))))
+            return tuple(int(rng.integers(len(group))) for group in space.groups)
+        start = self.initial[int(rng.integers(len(self.initial)))]
+        return self.solver.repair(mutate(start, space, rng, int(rng.integers(0, 4))))
 
     def _with_more_bits(self, row: Row, step: int, rng: np.random.Generator) -> Row:
         if step >= self.warmup_steps:
             return row
         raised = rng.random(len(row)) < 1 - step / self.warmup_steps
-        groups = self.problem.space.groups
+        groups = self.solver.problem.space.groups
         return tuple(
             most_bits(group.choices, index) if raise_it else index
             for group, index, raise_it in zip(groups, row, raised, strict=True)

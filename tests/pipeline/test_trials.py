@@ -16,13 +16,14 @@ from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
 from epim_nas.study.inflight import Pending
 from epim_nas.study.store import TrialStore
 from epim_nas.study.strategies import STRATEGIES
 from epim_nas.supernet.evaluation import Score
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 
 OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
 
@@ -87,7 +88,7 @@ def search(
     setup: Any = SimpleNamespace(config=SimpleNamespace(search=search_config, seed=3))
     store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space, storage=storage)
     first = STRATEGIES[strategy].first
-    seeds = [seed.row for seed in exact_seeds(problem, 5)] if first else []
+    seeds = [seed.row for seed in exact_seeds(FeasibleSolver(problem), 5)] if first else []
     workers = Workers(problem, capacity, calls, len(store.trials()), before_call)
     try:
         run_trials(setup, problem, seeds, store, workers, Reporter())
@@ -137,7 +138,7 @@ def test_a_number_that_was_asked_in_vain_is_not_given_again(
     problem = make_problem()
     store = TrialStore(tmp_path / "study.journal", OBJECTIVES, problem.space)
     measured = dict.fromkeys(OBJECTIVES, 0.5)
-    for asked, seed in zip((0, 1, 3), exact_seeds(problem, 3), strict=True):
+    for asked, seed in zip((0, 1, 3), exact_seeds(FeasibleSolver(problem), 3), strict=True):
         store.add(
             Pending(asked, seed.row, "search"),
             measured,

@@ -19,12 +19,12 @@ from epim_nas.network.spec import LayerSpec, Network
 from epim_nas.solver import exact
 from epim_nas.solver.exact import Certificate, Exact, Limit, Unreachable, minimise, total
 from epim_nas.solver.exact_front import _followed, _solutions, exact_seeds
-from epim_nas.solver.feasible import PIPELINED
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.formulation import _standins
 from epim_nas.solver.knapsack import Infeasible
 from epim_nas.solver.lower_bounds import Bounds
 from epim_nas.solver.near_optimum_costs import ENERGY, find_standins
-from epim_nas.solver.problem import SearchProblem, StandIn
+from epim_nas.solver.problem import PIPELINED, SearchProblem, StandIn
 from epim_nas.space import Group
 from tests.hardware.nets import chain, conv, residual
 
@@ -219,7 +219,7 @@ def test_the_seeds_have_the_design_of_least_energy() -> None:
         find_standins=lambda: find_standins(case.bounds(budget), BOTH, 2),
     )
     least = case.totals["energy_nj"][case.totals["crossbars"] <= budget].min()
-    rows = np.array([seed.row for seed in exact_seeds(problem, 4)])
+    rows = np.array([seed.row for seed in exact_seeds(FeasibleSolver(problem), 4)])
     assert case.model.totals(rows)["energy_nj"].min() == pytest.approx(least, rel=1e-12)
     without = np.array([s.row for s in exact_seeds(replace(problem, find_standins=None), 4)])
     assert case.model.totals(without)["energy_nj"].min() > least
@@ -362,7 +362,7 @@ def test_standins_are_for_what_is_to_fall(objectives: tuple[str, ...]) -> None:
     problem = problem_of(case, objectives, int(np.median(case.totals["crossbars"])))
     assert problem.falling == frozenset()
     without = [s.row for s in exact_seeds(replace(problem, find_standins=None), 6)]
-    assert [seed.row for seed in exact_seeds(problem, 6)] == without
+    assert [seed.row for seed in exact_seeds(FeasibleSolver(problem), 6)] == without
 
 
 def test_seeds_say_whether_stand_ins_made_them() -> None:
@@ -374,7 +374,9 @@ def test_seeds_say_whether_stand_ins_made_them() -> None:
         if not seed.stands_in:  # what is proven is about the problem's own costs
             losses = problem.scalarised(seed.weights)
             assert problem.total(losses, seed.row) == pytest.approx(seed.certificate.loss)
-            assert problem.solve(losses).loss == pytest.approx(seed.certificate.loss)
+            assert FeasibleSolver(problem).solve(losses).loss == pytest.approx(
+                seed.certificate.loss
+            )
 
 
 def test_a_standin_is_followed_as_long_as_it_finds_other_rows() -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from epim_nas.solver.exact import totals
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import Infeasible
 from epim_nas.solver.problem import Model, SearchProblem
-from tests.study.conftest import make_pipelined, make_problem
+from tests.solver.problems import make_pipelined, make_problem
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -21,7 +22,7 @@ def test_repair_changes_the_fewest_groups_and_then_loses_least(seed: int) -> Non
     problem = make_problem(groups=4, choices=4, slack=4, seed=seed)
     rng = np.random.default_rng(seed)
     row = tuple(int(rng.integers(4)) for _ in range(4))
-    repaired = problem.repair(row)
+    repaired = FeasibleSolver(problem).repair(row)
     assert problem.is_feasible(repaired)
     feasible = [r for r in itertools.product(range(4), repeat=4) if problem.is_feasible(r)]
 
@@ -33,13 +34,13 @@ def test_repair_changes_the_fewest_groups_and_then_loses_least(seed: int) -> Non
 
 
 def test_a_feasible_row_is_left_alone(problem: SearchProblem) -> None:
-    row = problem.repair([9] * 8)
-    assert problem.repair(row) == row
+    row = FeasibleSolver(problem).repair([9] * 8)
+    assert FeasibleSolver(problem).repair(row) == row
 
 
 def test_seeds_keep_the_budget_and_start_with_the_optimum() -> None:
     problem = make_problem(groups=4, choices=5, slack=8)
-    seeds = [seed.row for seed in exact_seeds(problem, 9)]
+    seeds = [seed.row for seed in exact_seeds(FeasibleSolver(problem), 9)]
     assert 3 <= len(seeds) <= 9
     assert len(set(seeds)) == len(seeds)
     assert all(problem.is_feasible(row) for row in seeds)
@@ -56,7 +57,7 @@ def test_seeds_keep_the_budget_and_start_with_the_optimum() -> None:
 def test_an_unreachable_budget_says_the_least() -> None:
     problem = make_problem(slack=-1)
     with pytest.raises(Infeasible) as caught:
-        exact_seeds(problem, 4)
+        exact_seeds(FeasibleSolver(problem), 4)
     assert caught.value.least == problem.limits["crossbars"] + 1
 
 
@@ -70,11 +71,11 @@ def test_limits_that_are_not_additive_are_kept_by_their_real_values(seed: int) -
     assert 0 < kept.sum() < len(every)
     for row, feasible in zip(every[::7], kept[::7], strict=True):
         assert problem.is_feasible(row) == feasible
-        repaired = problem.repair(row)
+        repaired = FeasibleSolver(problem).repair(row)
         assert problem.is_feasible(repaired)
         if feasible:
             assert repaired == tuple(row)
-    solution = problem.solve(problem.sensitivity)
+    solution = FeasibleSolver(problem).solve(problem.sensitivity)
     assert problem.is_feasible(solution.row)
     best = min(problem.total(problem.sensitivity, row) for row in every[kept])
     # A certificate is about the tightened limits; the real optimum is not far.
@@ -88,10 +89,10 @@ def test_where_one_design_keeps_the_limits_every_trade_off_has_a_solution(seed: 
     rng = np.random.default_rng(seed)
     wrong = [rng.uniform(0.0, 10.0, size=5) for _ in range(4)]
     problem = replace(problem, costs={**problem.costs, "energy_nj": wrong})
-    assert problem.is_feasible(problem.roomiest)
+    assert problem.is_feasible(FeasibleSolver(problem).roomiest)
     for _ in range(20):
         losses = [rng.normal(size=5) for _ in range(4)]
-        solution = problem.solve(losses)
+        solution = FeasibleSolver(problem).solve(losses)
         assert problem.is_feasible(solution.row)
         assert solution.loss == pytest.approx(problem.total(losses, solution.row))
         assert solution.certificate.bound <= solution.loss
@@ -140,7 +141,7 @@ def test_seeds_of_a_pipeline_are_not_dominated_and_reach_its_least_latency() -> 
     assert problem.model is not None
     every = np.array(list(itertools.product(range(5), repeat=4)))
     feasible = np.array([row for row in every if problem.is_feasible(row)])
-    seeds = exact_seeds(problem, 10)
+    seeds = exact_seeds(FeasibleSolver(problem), 10)
     rows = np.array([seed.row for seed in seeds])
     assert all(problem.is_feasible(row) for row in rows)
     least = problem.model(feasible)["latency_ns"].min()
@@ -160,7 +161,7 @@ def test_seeds_of_a_pipeline_are_not_dominated_and_reach_its_least_latency() -> 
 def test_accuracy_against_crossbars_takes_the_whole_front_in_one_pass() -> None:
     problem = make_problem(groups=4, choices=5, slack=20)
     problem = replace(problem, objectives=("accuracy", "crossbars"))
-    seeds = exact_seeds(problem, 100)
+    seeds = exact_seeds(FeasibleSolver(problem), 100)
     every = list(itertools.product(range(5), repeat=4))
     best: dict[int, float] = {}
     for row in every:
@@ -179,7 +180,7 @@ def test_accuracy_against_crossbars_takes_the_whole_front_in_one_pass() -> None:
 
 def test_without_accuracy_the_seeds_are_the_cheapest() -> None:
     problem = replace(make_problem(groups=4, choices=4, slack=15), objectives=("energy_nj",))
-    (first, *_) = exact_seeds(problem, 5)
+    (first, *_) = exact_seeds(FeasibleSolver(problem), 5)
     every = [r for r in itertools.product(range(4), repeat=4) if problem.is_feasible(r)]
     least = min(problem.total(problem.costs["energy_nj"], row) for row in every)
     assert problem.total(problem.costs["energy_nj"], first.row) == pytest.approx(least)
@@ -201,9 +202,9 @@ def test_compression_is_traded_like_crossbars() -> None:
     by_crossbars = replace(base, objectives=("accuracy", "crossbars"))
     by_compression = replace(base, objectives=("accuracy", "compression"))
     assert by_compression.objective_costs["compression"][0] == pytest.approx(base.crossbars[0])
-    rows = [seed.row for seed in exact_seeds(by_crossbars, 6)]
+    rows = [seed.row for seed in exact_seeds(FeasibleSolver(by_crossbars), 6)]
     assert len(rows) > 1
-    assert [seed.row for seed in exact_seeds(by_compression, 6)] == rows
+    assert [seed.row for seed in exact_seeds(FeasibleSolver(by_compression), 6)] == rows
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -215,7 +216,7 @@ def test_tight_budgets_near_the_fastest_designs_are_kept(seed: int) -> None:
     problem = replace(problem, limits=limits)
     rng = np.random.default_rng(seed)
     for _ in range(10):
-        assert problem.is_feasible(problem.repair(rng.integers(0, 5, size=4)))
+        assert problem.is_feasible(FeasibleSolver(problem).repair(rng.integers(0, 5, size=4)))
 
 
 def test_a_large_budget_of_bits_is_solved_without_a_table_of_its_size() -> None:
@@ -227,10 +228,13 @@ def test_a_large_budget_of_bits_is_solved_without_a_table_of_its_size() -> None:
     assert not problem.is_knapsack
     every = [r for r in itertools.product(range(5), repeat=4) if problem.is_feasible(r)]
     best = min(problem.total(problem.sensitivity, row) for row in every)
-    assert problem.solve(problem.sensitivity).loss == pytest.approx(best)
+    assert FeasibleSolver(problem).solve(problem.sensitivity).loss == pytest.approx(best)
     # Costs in steps of a thousand make a table again, and the same solution.
     stepped = replace(problem, costs={**base.costs, "weight_bits": [
         1_000_000 * np.asarray(weights) for weights in base.crossbars]},
         limits={"weight_bits": 1_000_000 * base.limits["crossbars"]})  # fmt: skip
     assert stepped.is_knapsack
-    assert stepped.solve(base.sensitivity).row == base.solve(base.sensitivity).row
+    assert (
+        FeasibleSolver(stepped).solve(base.sensitivity).row
+        == FeasibleSolver(base).solve(base.sensitivity).row
+    )

@@ -13,7 +13,7 @@ import optuna
 
 from epim_nas.study.storage import open_journal
 from tests.pipeline.test_trials import search
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 
 
 def problem():

@@ -18,7 +18,7 @@ from epim_nas.study.inflight import Pending
 from epim_nas.study.storage import StorageDown
 from epim_nas.study.store import TrialStore
 from tests.pipeline.test_trials import OBJECTIVES, rows, search
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 from tests.study.postgres import Postgres, find_binary
 
 pytest.importorskip("psycopg", reason="needs the extra `postgresql`")

@@ -11,12 +11,13 @@ import pytest
 from epim_nas import InputError
 from epim_nas.errors import EpimError
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.pareto import non_dominated
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.study.history import History, distributions, params_of, row_of
 from epim_nas.study.strategies import STRATEGIES, Options, find_strategy
 from epim_nas.supernet.descent import Descent, additive_loss, gradient_rows
-from tests.study.conftest import make_pipelined, make_problem
+from tests.solver.problems import make_pipelined, make_problem
 
 PROPOSING = [name for name, strategy in STRATEGIES.items() if strategy.proposes]
 OPTIONS = Options(population=10)
@@ -35,10 +36,10 @@ def first_rows(name: str, problem: SearchProblem, count: int) -> list[tuple[int,
     """What a strategy scores before it proposes."""
     first = STRATEGIES[name].first
     if first == "exact":
-        return [seed.row for seed in exact_seeds(problem, count)]
+        return [seed.row for seed in exact_seeds(FeasibleSolver(problem), count)]
     if first == "gradient":
         loss, descent = additive_loss(problem), Descent(steps=60)
-        return gradient_rows(problem, count, loss, descent, seed=0)
+        return gradient_rows(FeasibleSolver(problem), count, loss, descent, seed=0)
     return []
 
 
@@ -52,7 +53,7 @@ def run(
 ) -> optuna.Study:
     fresh = optuna.create_study(
         directions=["maximize", "minimize", "minimize"],
-        sampler=STRATEGIES[name].make(problem, seed, options),
+        sampler=STRATEGIES[name].make(FeasibleSolver(problem), seed, options),
     )
     if study is not None:
         fresh.add_trials(study.get_trials())
@@ -110,7 +111,7 @@ def test_designs_in_flight_are_not_proposed_again(name: str) -> None:
     problem = make_problem(groups=3, choices=4, slack=10)
     study = optuna.create_study(
         directions=["maximize", "minimize", "minimize"],
-        sampler=STRATEGIES[name].make(problem, 0, OPTIONS),
+        sampler=STRATEGIES[name].make(FeasibleSolver(problem), 0, OPTIONS),
     )
     asked = [row_of(study.ask(distributions(problem)).params, problem) for _ in range(6)]
     assert len(set(asked)) == 6
@@ -142,7 +143,9 @@ def test_evolution_is_fitter_than_chance_and_knows_nothing_of_accuracy() -> None
 
 def test_evolution_without_its_fitness_says_so() -> None:
     problem = make_problem()
-    sampler = STRATEGIES["evolution"].make(problem, 0, Options("edp_nj_ns", population=3))
+    sampler = STRATEGIES["evolution"].make(
+        FeasibleSolver(problem), 0, Options("edp_nj_ns", population=3)
+    )
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for _ in range(3):
         study.tell(study.ask(distributions(problem)), [0.5, 1.0, 1.0])
@@ -168,9 +171,9 @@ def test_the_default_learns_from_what_it_measures() -> None:
     truth = [score * factor for score, factor in zip(problem.sensitivity, factors, strict=True)]
     study = optuna.create_study(
         directions=["maximize", "minimize", "minimize"],
-        sampler=STRATEGIES["epitome"].make(problem, 1, OPTIONS),
+        sampler=STRATEGIES["epitome"].make(FeasibleSolver(problem), 1, OPTIONS),
     )
-    seeds = [seed.row for seed in exact_seeds(problem, 12)]
+    seeds = [seed.row for seed in exact_seeds(FeasibleSolver(problem), 12)]
     for row in seeds:
         study.enqueue_trial(params_of(row, problem))
 
@@ -184,7 +187,7 @@ def test_the_default_learns_from_what_it_measures() -> None:
         trial.set_user_attr("metrics", metrics)
         study.tell(trial, [metrics[objective] for objective in problem.objectives])
     best_seed = min(map(lost, seeds))
-    optimum = lost(problem.solve(truth).row)
+    optimum = lost(FeasibleSolver(problem).solve(truth).row)
     reached = min(map(lost, rows(study, problem)))
     assert reached - optimum < 0.5 * (best_seed - optimum)
 

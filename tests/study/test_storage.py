@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from epim_nas import InputError
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
@@ -131,7 +132,7 @@ def test_a_disk_that_is_full_for_a_moment_tears_no_line(
 ) -> None:
     """The attempt that fails leaves half a line; the next one must not be written behind it."""
     store = TrialStore(tmp_path / "study.journal", problem.objectives, problem.space, {})
-    rows = [problem.repair([choice] * 8) for choice in (9, 8, 7)]
+    rows = [FeasibleSolver(problem).repair([choice] * 8) for choice in (9, 8, 7)]
     metrics = {"accuracy": 0.5, "latency_ns": 1.0, "energy_nj": 1.0}
 
     def add(number: int) -> None:

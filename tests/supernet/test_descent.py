@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from epim_nas.errors import InputError
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.supernet.descent import Descent, _drawn, additive_loss, gradient_rows
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 
 DESCENT = Descent(steps=120, checkpoint_every=10)
 
@@ -20,16 +21,20 @@ DESCENT = Descent(steps=120, checkpoint_every=10)
 @pytest.mark.parametrize("seed", range(3))
 def test_on_an_additive_loss_it_comes_near_the_optimum(seed: int) -> None:
     problem = replace(make_problem(seed=seed, slack=25), objectives=("accuracy",))
-    (row,) = gradient_rows(problem, 1, additive_loss(problem), replace(DESCENT, steps=300), seed)
+    (row,) = gradient_rows(
+        FeasibleSolver(problem), 1, additive_loss(problem), replace(DESCENT, steps=300), seed
+    )
     assert problem.is_feasible(row)
-    optimum = problem.solve(problem.sensitivity).loss
+    optimum = FeasibleSolver(problem).solve(problem.sensitivity).loss
     worst = sum(float(score.max()) for score in problem.sensitivity)
     assert problem.total(problem.sensitivity, row) - optimum < 0.1 * (worst - optimum)
 
 
 def test_designs_go_from_accurate_to_cheap() -> None:
     problem = replace(make_problem(slack=40), objectives=("accuracy", "energy_nj"))
-    rows = gradient_rows(problem, 6, additive_loss(problem), replace(DESCENT, steps=300), seed=1)
+    rows = gradient_rows(
+        FeasibleSolver(problem), 6, additive_loss(problem), replace(DESCENT, steps=300), seed=1
+    )
     energy = [problem.total(problem.costs["energy_nj"], row) for row in rows]
     assert len(set(rows)) == len(rows) > 3
     assert energy[-1] < 0.7 * energy[0]
@@ -38,7 +43,7 @@ def test_designs_go_from_accurate_to_cheap() -> None:
 def test_killed_at_any_step_it_ends_with_the_same_designs(tmp_path: Path) -> None:
     problem = make_problem()
     loss = additive_loss(problem)
-    whole = gradient_rows(problem, 5, loss, DESCENT, seed=2)
+    whole = gradient_rows(FeasibleSolver(problem), 5, loss, DESCENT, seed=2)
 
     def failing(at: int) -> object:
         def task(draws: Sequence[Tensor], step: int) -> Tensor:
@@ -51,31 +56,40 @@ def test_killed_at_any_step_it_ends_with_the_same_designs(tmp_path: Path) -> Non
     checkpoint = tmp_path / "gradient.state"
     for at in (7, 64, 91):
         with pytest.raises(KeyboardInterrupt):
-            gradient_rows(problem, 5, failing(at), DESCENT, 2, checkpoint=checkpoint)
-    assert gradient_rows(problem, 5, loss, DESCENT, 2, checkpoint=checkpoint) == whole
+            gradient_rows(
+                FeasibleSolver(problem), 5, failing(at), DESCENT, 2, checkpoint=checkpoint
+            )
+    assert (
+        gradient_rows(FeasibleSolver(problem), 5, loss, DESCENT, 2, checkpoint=checkpoint) == whole
+    )
     # Finished, it is read back without another step.
-    assert gradient_rows(problem, 5, failing(0), DESCENT, 2, checkpoint=checkpoint) == whole
+    assert (
+        gradient_rows(FeasibleSolver(problem), 5, failing(0), DESCENT, 2, checkpoint=checkpoint)
+        == whole
+    )
 
 
 def test_more_designs_than_a_finished_descent_has_are_descended_for(tmp_path: Path) -> None:
     problem, checkpoint = make_problem(), tmp_path / "gradient.state"
     loss = additive_loss(problem)
-    gradient_rows(problem, 3, loss, DESCENT, 2, checkpoint=checkpoint)
-    more = gradient_rows(problem, 12, loss, DESCENT, 2, checkpoint=checkpoint)
-    assert more == gradient_rows(problem, 12, loss, DESCENT, 2)
+    gradient_rows(FeasibleSolver(problem), 3, loss, DESCENT, 2, checkpoint=checkpoint)
+    more = gradient_rows(FeasibleSolver(problem), 12, loss, DESCENT, 2, checkpoint=checkpoint)
+    assert more == gradient_rows(FeasibleSolver(problem), 12, loss, DESCENT, 2)
     assert len(more) > 3
 
 
 @pytest.mark.parametrize("changed", ["problem", "seed", "descent"])
 def test_another_descent_is_not_gone_on_with(tmp_path: Path, changed: str) -> None:
     problem, checkpoint = make_problem(), tmp_path / "gradient.state"
-    gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
+    gradient_rows(
+        FeasibleSolver(problem), 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint
+    )
     problem = make_problem(seed=1) if changed == "problem" else problem
     descent = replace(DESCENT, lr=0.1) if changed == "descent" else DESCENT
     seed = 3 if changed == "seed" else 2
     loss = additive_loss(problem)
-    rows = gradient_rows(problem, 3, loss, descent, seed, checkpoint=checkpoint)
-    assert rows == gradient_rows(problem, 3, loss, descent, seed)
+    rows = gradient_rows(FeasibleSolver(problem), 3, loss, descent, seed, checkpoint=checkpoint)
+    assert rows == gradient_rows(FeasibleSolver(problem), 3, loss, descent, seed)
 
 
 def test_a_damaged_descent_is_named(tmp_path: Path) -> None:
@@ -83,10 +97,19 @@ def test_a_damaged_descent_is_named(tmp_path: Path) -> None:
     for content in (b"", b"half a file", b"."):
         checkpoint.write_bytes(content)
         with pytest.raises(InputError, match=r"gradient\.state: cannot be read.*Remove the file"):
-            gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
+            gradient_rows(
+                FeasibleSolver(problem),
+                3,
+                additive_loss(problem),
+                DESCENT,
+                2,
+                checkpoint=checkpoint,
+            )
     torch.save([1, 2], checkpoint)
     with pytest.raises(InputError, match=r"gradient\.state: is not a descent"):
-        gradient_rows(problem, 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint)
+        gradient_rows(
+            FeasibleSolver(problem), 3, additive_loss(problem), DESCENT, 2, checkpoint=checkpoint
+        )
 
 
 def test_draws_have_the_probabilities_of_the_logits() -> None:

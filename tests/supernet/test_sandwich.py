@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 
 from epim_nas import Choice, EpitomeShape
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.supernet.sandwich import Sandwich, most_bits
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 
 
 @pytest.fixture
 def seeds(problem: SearchProblem) -> list[tuple[int, ...]]:
     smallest = [int(np.argmin(weights)) for weights in problem.crossbars]
-    return [problem.repair([index] * len(problem.space.groups)) for index in (5, 9)] + [
-        problem.repair(smallest)
-    ]
+    return [
+        FeasibleSolver(problem).repair([index] * len(problem.space.groups)) for index in (5, 9)
+    ] + [FeasibleSolver(problem).repair(smallest)]
 
 
 def test_every_step_shows_both_ends_and_designs_within_the_budget(
     problem: SearchProblem, seeds: list[tuple[int, ...]]
 ) -> None:
-    sandwich = Sandwich(problem, seeds, seed=1, random=3)
+    sandwich = Sandwich(FeasibleSolver(problem), seeds, seed=1, random=3)
     for step in range(20):
         precise, smallest, *drawn = sandwich.designs(step)
         assert problem.total(problem.sensitivity, precise) == pytest.approx(
@@ -39,14 +40,16 @@ def test_every_step_shows_both_ends_and_designs_within_the_budget(
 def test_steps_depend_on_the_seed_and_their_number_alone(
     problem: SearchProblem, seeds: list[tuple[int, ...]]
 ) -> None:
-    rows = [Sandwich(problem, seeds, seed=1).designs(step) for step in range(30)]
-    assert rows[7] == Sandwich(problem, seeds, seed=1).designs(7)
+    rows = [Sandwich(FeasibleSolver(problem), seeds, seed=1).designs(step) for step in range(30)]
+    assert rows[7] == Sandwich(FeasibleSolver(problem), seeds, seed=1).designs(7)
     assert len({tuple(row) for row in itertools.chain(*rows)}) > 20
-    assert rows != [Sandwich(problem, seeds, seed=2).designs(step) for step in range(30)]
+    assert rows != [
+        Sandwich(FeasibleSolver(problem), seeds, seed=2).designs(step) for step in range(30)
+    ]
 
 
 def test_uniform_draws_every_choice_equally_often(problem: SearchProblem) -> None:
-    sandwich = Sandwich(problem, [], seed=0, random=4, around="uniform")
+    sandwich = Sandwich(FeasibleSolver(problem), [], seed=0, random=4, around="uniform")
     rows = [row for step in range(500) for row in sandwich.designs(step)[2:]]
     for position, group in enumerate(problem.space.groups):
         counts = collections.Counter(row[position] for row in rows)
@@ -85,7 +88,9 @@ def test_bits_warm_up_falls_linearly_to_none() -> None:
     )
     space = type(problem.space)("bits", "net", groups)
     problem = SearchProblem(space, problem.sensitivity, problem.costs, problem.limits)
-    sandwich = Sandwich(problem, [], 0, random=50, around="uniform", warmup_steps=100)
+    sandwich = Sandwich(
+        FeasibleSolver(problem), [], 0, random=50, around="uniform", warmup_steps=100
+    )
 
     def low(step: int) -> float:
         rows = sandwich.designs(step)[2:]
@@ -94,4 +99,6 @@ def test_bits_warm_up_falls_linearly_to_none() -> None:
     assert low(0) == 0
     assert low(50) == pytest.approx(0.25, abs=0.1)
     assert low(100) == pytest.approx(0.5, abs=0.1)
-    assert sandwich.designs(100) == Sandwich(problem, [], 0, 50, "uniform").designs(100)
+    assert sandwich.designs(100) == Sandwich(FeasibleSolver(problem), [], 0, 50, "uniform").designs(
+        100
+    )

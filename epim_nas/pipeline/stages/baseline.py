@@ -24,8 +24,8 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.records import Baseline
 from epim_nas.solver.exact_front import exact_seeds
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.metrics import own_metrics
-from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row, SearchSpace
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.descent import Descent, gradient_rows
@@ -224,14 +224,14 @@ def sensitivity_file(folder: RunFolder, method: str, space: SearchSpace) -> Path
     return folder.checkpoints / f"sensitivity-{method}-{space.digest[:12]}.npz"
 
 
-def seeds_of(setup: Setup, problem: SearchProblem) -> list[Row]:
+def seeds_of(setup: Setup, solver: FeasibleSolver) -> list[Row]:
     """The exact solutions that the search starts from.
 
     The strategy that scores nothing else gets as many as there are trials.
     """
-    search = setup.config.search
+    search, problem = setup.config.search, solver.problem
     alone = search.strategy == "exact"
-    seeds = exact_seeds(problem, search.trials if alone else search.seeds)
+    seeds = exact_seeds(solver, search.trials if alone else search.seeds)
     rows = [seed.row for seed in seeds]
     lost = [problem.total(problem.sensitivity, row) for row in rows]
     stand_in = sum(seed.stands_in for seed in seeds)
@@ -260,7 +260,7 @@ def first_designs(
     setup: Setup,
     supernet: Supernet,
     teacher: nn.Module,
-    problem: SearchProblem,
+    solver: FeasibleSolver,
     seeds: Sequence[Row],
     folder: RunFolder,
     reporter: Reporter,
@@ -277,7 +277,7 @@ def first_designs(
     relaxation = Relaxation(supernet, teacher.to(device), images, setup.config.precision)
     with timed(folder, "gradient"), reporter.stage("Gradient", search.gradient_steps) as advance:
         rows = gradient_rows(
-            problem,
+            solver,
             search.trials,
             relaxation,
             Descent(steps=search.gradient_steps, lr=search.gradient_lr),

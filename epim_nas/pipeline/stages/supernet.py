@@ -16,7 +16,7 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.stages.baseline import timed
 from epim_nas.pipeline.workers import Progress, Together, train_together
-from epim_nas.solver.problem import SearchProblem
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.space.space import Row
 from epim_nas.supernet.checkpoint import read_checkpoint
 from epim_nas.supernet.parallel import ALONE, Parallel
@@ -94,7 +94,7 @@ def train_supernet(
     setup: Setup,
     supernet: Supernet,
     teacher: nn.Module,
-    problem: SearchProblem,
+    solver: FeasibleSolver,
     seeds: Sequence[Row],
     folder: RunFolder,
     reporter: Reporter,
@@ -113,7 +113,7 @@ def train_supernet(
         setup.data,
         config.train_config(config.steps, setup.config.data.batch_size, config.lr),
         Sandwich(
-            problem, seeds, setup.config.seed, random=config.random, around=config.around,
+            solver, seeds, setup.config.seed, random=config.random, around=config.around,
             warmup_steps=round(config.bits_warmup * config.steps),
         ),
         setup.config.seed + 2,

@@ -17,6 +17,7 @@ from epim_nas.pipeline.config import SearchConfig
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.records import Origin, TrialRecord
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.ranking import expected_rank
 from epim_nas.space.space import Row
@@ -36,7 +37,7 @@ _MAX_FAILURES = 5
 
 def run_trials(
     setup: Setup,
-    problem: SearchProblem,
+    solver: FeasibleSolver,
     seeds: Sequence[Row],
     store: TrialStore,
     executor: Executor,
@@ -50,19 +51,19 @@ def run_trials(
 
     Args:
         setup: the run.
-        problem: the search problem.
+        solver: the solver of the search problem.
         seeds: designs to score before the strategy proposes any.
         store: the trials on disk.
         executor: scores designs.
         reporter: shows the progress.
         on_trial: called with every stored trial.
     """
-    config = setup.config
+    config, problem = setup.config, solver.problem
     strategy = find_strategy(config.search.strategy)
     target = config.search.trials
     study = optuna.create_study(
         directions=list(store.study.directions),
-        sampler=strategy.make(problem, config.seed, _options(config.search)),
+        sampler=strategy.make(solver, config.seed, _options(config.search)),
     )
     _replay(study, store, problem, seeds)
     firsts = set(seeds)
