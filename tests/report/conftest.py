@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tests_report_helpers import (
+from tests.report.helpers import (
     OBJECTIVES,
     build_network,
     random_choice,

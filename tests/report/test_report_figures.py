@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests_report_helpers import network_cost
+from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_report_helpers import network_cost
+from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.files import write_text

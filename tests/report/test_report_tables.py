@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests_report_helpers import network_cost
+from tests.report.helpers import network_cost
 
 from epim_nas import Choice, CostModel, Design, EpitomeShape, LayerSpec, load_chip
 from epim_nas.network.spec import Network

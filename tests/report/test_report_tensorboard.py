@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
-from tests_report_helpers import network_cost
+from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network

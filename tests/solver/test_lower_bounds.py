@@ -221,7 +221,7 @@ def test_the_seeds_have_the_design_of_least_energy() -> None:
     least = case.totals["energy_nj"][case.totals["crossbars"] <= budget].min()
     rows = np.array([seed.row for seed in exact_seeds(FeasibleSolver(problem), 4)])
     assert case.model.totals(rows)["energy_nj"].min() == pytest.approx(least, rel=1e-12)
-    without = np.array([s.row for s in exact_seeds(replace(problem, find_standins=None), 4)])
+    without = np.array([s.row for s in exact_seeds(FeasibleSolver(replace(problem, find_standins=None)), 4)])
     assert case.model.totals(without)["energy_nj"].min() > least
 
 
@@ -361,14 +361,14 @@ def test_standins_are_for_what_is_to_fall(objectives: tuple[str, ...]) -> None:
     case = CASES["sums"]()
     problem = problem_of(case, objectives, int(np.median(case.totals["crossbars"])))
     assert problem.falling == frozenset()
-    without = [s.row for s in exact_seeds(replace(problem, find_standins=None), 6)]
+    without = [s.row for s in exact_seeds(FeasibleSolver(replace(problem, find_standins=None)), 6)]
     assert [seed.row for seed in exact_seeds(FeasibleSolver(problem), 6)] == without
 
 
 def test_seeds_say_whether_stand_ins_made_them() -> None:
     case = CASES["sums"]()
     problem = problem_of(case, ("edp_nj_ns",), int(np.median(case.totals["crossbars"])))
-    seeds = _solutions(problem, 6)
+    seeds = _solutions(FeasibleSolver(problem), 6)
     assert {seed.stands_in for seed in seeds} == {True, False}
     for seed in seeds:
         if not seed.stands_in:  # what is proven is about the problem's own costs
@@ -392,8 +392,8 @@ def test_a_standin_is_followed_as_long_as_it_finds_other_rows() -> None:
         return StandIn(costs.costs, followed)
 
     standin = always_the_same(find_standins(case.bounds(10**6), (PIPELINED,), 1)[0])
-    list(_followed(problem, {PIPELINED: 1.0}, standin))
+    list(_followed(FeasibleSolver(problem), {PIPELINED: 1.0}, standin))
     assert len(asked) == 1
     asked.clear()
-    list(_followed(problem, {"sensitivity": 1.0}, standin))
+    list(_followed(FeasibleSolver(problem), {"sensitivity": 1.0}, standin))
     assert not asked

@@ -112,7 +112,7 @@ def test_a_product_is_minimised_through_its_factors(seed: int) -> None:
 
     every = [r for r in itertools.product(range(5), repeat=4) if problem.is_feasible(r)]
     model = _products(problem)
-    seeds = exact_seeds(replace(problem, model=model), 6)
+    seeds = exact_seeds(FeasibleSolver(replace(problem, model=model)), 6)
     assert min(product(found.row) for found in seeds) == pytest.approx(
         min(map(product, every)), rel=1e-3
     )
