@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -12,22 +11,30 @@ import numpy.typing as npt
 from epim_nas.hardware.mapping import LayerMapping
 from epim_nas.hardware.ops import Array
 
-_VALUES = (
-    "crossbars",
-    "tiles",
-    "pes_per_tile",
-    "groups",
-    "held_channels",
-    "stored_channels",
-    "rounds",
-    "replicas",
-    "table_bits",
-    "utilization",
-    "input_slabs",
-)
-_SLOTS = ("rows", "columns", "tiles", "count", "accumulating", "emitting", "inputs")
-_NO_SLOT = (0,) * len(_SLOTS)
-_values, _slots = attrgetter(*_VALUES), attrgetter(*_SLOTS)
+_VALUES = {
+    "crossbars": "crossbars",
+    "tiles": "tiles",
+    "pes": "pes_per_tile",
+    "groups": "groups",
+    "held_channels": "held_channels",
+    "stored_channels": "stored_channels",
+    "rounds": "rounds",
+    "replicas": "replicas",
+    "table_bits": "table_bits",
+    "utilization": "utilization",
+    "input_slabs": "input_slabs",
+}
+"""Array -> the attribute of a mapping that it holds."""
+_SLOTS = {
+    "active_rows": "rows",
+    "active_columns": "columns",
+    "active_tiles": "tiles",
+    "slots": "count",
+    "accumulating": "accumulating",
+    "emitting": "emitting",
+    "fetched_inputs": "inputs",
+}
+"""Array -> the attribute of a class of slots that it holds."""
 
 
 class MappingArrays(NamedTuple):
@@ -71,18 +78,22 @@ class MappingTable:
     def __init__(self, layers: Sequence[Sequence[LayerMapping]]) -> None:
         flat = [mapping for mappings in layers for mapping in mappings]
         counts = np.array([len(mappings) for mappings in layers])
-        kinds = max(len(mapping.slots) for mapping in flat)
         layer = np.repeat(np.arange(len(layers)), counts)
         choice = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._values = np.zeros((len(_VALUES), len(layers), counts.max()))
-        self._values[:, layer, choice] = np.array([_values(mapping) for mapping in flat]).T
-        slots = [
-            [*map(_slots, mapping.slots), *[_NO_SLOT] * (kinds - len(mapping.slots))]
-            for mapping in flat
-        ]
-        self._slots = np.zeros((len(_SLOTS), kinds, len(layers), counts.max()))
-        self._slots[:, :, layer, choice] = np.array(slots).transpose(2, 1, 0)
+        shape = (len(layers), counts.max())
+        kinds = max(len(mapping.slots) for mapping in flat)
         self._layers = np.arange(len(layers))
+        self._arrays: dict[str, npt.NDArray[np.float64]] = {}
+        for name, attribute in _VALUES.items():
+            values = self._arrays[name] = np.zeros(shape)
+            values[layer, choice] = [getattr(mapping, attribute) for mapping in flat]
+        for name, attribute in _SLOTS.items():
+            values = self._arrays[name] = np.zeros((kinds, *shape))
+            for kind in range(kinds):
+                values[kind, layer, choice] = [
+                    getattr(mapping.slots[kind], attribute) if kind < len(mapping.slots) else 0
+                    for mapping in flat
+                ]
 
     def gather(self, rows: npt.NDArray[np.int64]) -> MappingArrays:
         """The mappings of designs.
@@ -90,6 +101,6 @@ class MappingTable:
         Args:
             rows: (..., layers) indices of choices.
         """
-        values = self._values[:, self._layers, rows]
-        slots = self._slots[:, :, self._layers, rows]
-        return MappingArrays(*values, *slots)
+        return MappingArrays(
+            **{name: values[..., self._layers, rows] for name, values in self._arrays.items()}
+        )

@@ -6,6 +6,11 @@ import random
 from collections.abc import Callable
 
 import pytest
+
+from epim_nas.epitome.design import Choice, Design
+from epim_nas.network.spec import Network
+from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
+from epim_nas.solver.pareto import SELECTIONS, front_numbers, select
 from tests.report.helpers import (
     OBJECTIVES,
     build_network,
@@ -13,11 +18,6 @@ from tests.report.helpers import (
     score,
     totals_of,
 )
-
-from epim_nas.epitome.design import Choice, Design
-from epim_nas.network.spec import Network
-from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
-from epim_nas.solver.pareto import SELECTIONS, front_numbers, select
 
 MakeResult = Callable[..., RunResult]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
@@ -20,6 +19,7 @@ from epim_nas.report.figures import (
     save_front_png,
 )
 from epim_nas.report.layers import layer_rows
+from tests.report.helpers import network_cost
 
 
 def test_front_figure_shows_every_group_where_it_belongs(result: RunResult) -> None:

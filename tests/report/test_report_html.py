@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.files import write_text
 from epim_nas.network.spec import Network
 from epim_nas.records import RunResult
 from epim_nas.report.html import render_report
+from tests.report.helpers import network_cost
 
 
 class Page(HTMLParser):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.report.helpers import network_cost
 
 from epim_nas import Choice, CostModel, Design, EpitomeShape, LayerSpec, load_chip
 from epim_nas.network.spec import Network
@@ -16,6 +15,7 @@ from epim_nas.records import RunResult
 from epim_nas.report.layers import layer_rows
 from epim_nas.report.notes import commands, measured, seeds
 from epim_nas.report.tables import front_rows, markdown_table, rich_table, write_front_csv
+from tests.report.helpers import network_cost
 
 
 def test_rows_are_baseline_front_and_other_finalists(result: RunResult) -> None:

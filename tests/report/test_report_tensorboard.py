@@ -12,7 +12,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
-from tests.report.helpers import network_cost
 
 from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
@@ -23,6 +22,7 @@ from epim_nas.report.figures import PNG_SIGNATURE
 from epim_nas.report.serve import links
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
+from tests.report.helpers import network_cost
 
 FRONTS = {"front/latency_ms", "front/energy_mj", "front/crossbars"}
 

@@ -221,7 +221,9 @@ def test_the_seeds_have_the_design_of_least_energy() -> None:
     least = case.totals["energy_nj"][case.totals["crossbars"] <= budget].min()
     rows = np.array([seed.row for seed in exact_seeds(FeasibleSolver(problem), 4)])
     assert case.model.totals(rows)["energy_nj"].min() == pytest.approx(least, rel=1e-12)
-    without = np.array([s.row for s in exact_seeds(FeasibleSolver(replace(problem, find_standins=None)), 4)])
+    without = np.array(
+        [s.row for s in exact_seeds(FeasibleSolver(replace(problem, find_standins=None)), 4)]
+    )
     assert case.model.totals(without)["energy_nj"].min() > least
 
 
