@@ -151,7 +151,7 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
         # where that is still twice what it is resized to.
         least = None if self.loading.augment else 2 * self.loading.shorter_side
         try:
-            image = open_image(samples.paths[index], least).convert(self.loading.mode)
+            image = read_image(samples.paths[index], self.loading.mode, least)
         except InputError as error:
             # A DataLoader would turn it into a RuntimeError with a traceback.
             return error
@@ -186,6 +186,61 @@ def open_image(path: str, least: int | None = None) -> Any:
             f"data.root: {path}", f"cannot be read as an image: {error}", hint="Remove the file."
         ) from None
     return image
+
+
+def read_image(path: str, mode: Mode, least: int | None = None) -> Any:
+    """The decoded image in a file with 8 bits a channel, as grey or colour.
+
+    Grey levels of 16 bits are divided by 257, so that 65535 becomes 255; floating-point grey levels
+    of 0 to 1 are multiplied by 255. Transparency is dropped.
+
+    Args:
+        path: the file.
+        mode: ``L`` (grey) or ``RGB``.
+        least: see :func:`open_image`.
+
+    Raises:
+        InputError: the file is not an image, or its grey levels have no known range.
+    """
+    image = open_image(path, least)
+    kind = image.mode
+    if is_deep(image):
+        image = pillow().fromarray(_eight_bits(path, kind, np.asarray(image)))
+    # Pillow takes premultiplied colours back to plain ones in a step of its own.
+    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(kind, image.mode))
+    try:
+        return image.convert(mode)
+    except ValueError:
+        raise InputError(
+            f"data.root: {path}",
+            f"an image of Pillow's mode `{kind}` cannot be converted to `{mode}`",
+            "grey, RGB, palette, CMYK, YCbCr or HSV images, with or without transparency",
+            "Convert the file to PNG or JPEG.",
+        ) from None
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an image has one channel of more than 8 bits, which Pillow would clip."""
+    return str(image.mode).split(";")[0] in ("I", "F")
+
+
+def is_grey(image: Any) -> bool:
+    """Whether an image has grey levels only."""
+    return is_deep(image) or image.mode in ("1", "L", "LA", "La")
+
+
+def _eight_bits(path: str, kind: str, levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Grey levels of 16 bits or of 0 to 1 as uint8."""
+    most = 1.0 if kind == "F" else 65535
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= most):  # NaN is refused as well
+        raise InputError(
+            f"data.root: {path}",
+            f"grey levels of {low} to {high} in an image of Pillow's mode `{kind}`",
+            "0 to 1 for floating-point images, 0 to 65535 for whole numbers",
+            "Scale the image, and save it with 8 or 16 bits.",
+        )
+    return np.rint(levels * (255 / most)).astype(np.uint8)
 
 
 def pillow() -> ModuleType:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,28 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return classes
 
 
+def _images(folder: Path) -> Iterator[str]:
+    """The image files in a folder and all folders below it; hidden ones are left out.
+
+    Links are followed, as torchvision's ``ImageFolder`` does; one that leads back to a folder
+    above it is not entered again.
+    """
+    above = {folder: {folder.resolve()}}
+    for current, folders, files in os.walk(folder, followlinks=True):
+        here = Path(current)
+        real = above.pop(here)
+        entered = []
+        for name in sorted(folders):
+            target = (here / name).resolve()
+            if not name.startswith(".") and target not in real:
+                above[here / name] = real | {target}
+                entered.append(name)
+        folders[:] = entered
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield str(here / name)
+
+
 def _samples(folder: Path, classes: tuple[str, ...]) -> Samples:
     found = _classes(folder)
     if found != classes:
@@ -124,9 +148,7 @@ def _samples(folder: Path, classes: tuple[str, ...]) -> Samples:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(
-            str(path) for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES
-        )
+        images = sorted(_images(folder / name))
         if not images:
             raise InputError(
                 "data.root",

@@ -39,8 +39,10 @@ from epim_nas.data.decoding import (
     Loading,
     Mode,
     Restartable,
+    is_grey,
     open_image,
     pillow,
+    read_image,
 )
 from epim_nas.data.folders import Samples, find_samples
 from epim_nas.errors import InputError
@@ -244,14 +246,14 @@ def _look_at(samples: Samples) -> tuple[tuple[int, int] | None, Mode]:
         for index in np.flatnonzero(samples.labels == label)[:3]:
             image = open_image(samples.paths[index])
             sizes.add(image.size)
-            grey = grey and image.mode in ("1", "L", "I", "I;16", "F")
+            grey = grey and is_grey(image)
     return (sizes.pop() if len(sizes) == 1 else None), ("L" if grey else "RGB")
 
 
 def _read_all(samples: Samples, mode: Mode, size: int | None) -> Images:
     arrays: list[np.ndarray[Any, Any]] = []
     for path in samples.paths:
-        image = open_image(path).convert(mode)
+        image = read_image(path, mode)
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), pillow().BILINEAR)
         array = np.asarray(image, dtype=np.uint8)
