@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,11 +16,22 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+log = logging.getLogger(__name__)
+
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put the state dict."""
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Keys under which they put averaged weights; taken where there are no others."""
 
-_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every key."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""What DataParallel, AveragedModel, torch.compile and training frameworks put before every key."""
+_AVERAGED_COUNT = "n_averaged"
+"""The one key that ``torch.optim.swa_utils.AveragedModel`` puts beside those of its model."""
+_KINDS = {
+    b"<": "a web page (HTML or XML): the download was answered by a page, not by the file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file that it points to",
+}
+"""How files that are often taken for checkpoints begin."""
 
 _UNUSED_COUNTER = "num_batches_tracked"
 _ORDERS = (".out_order", ".in_order")
@@ -94,7 +106,10 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
     expected = {key: value for key, value in model.state_dict().items() if hasattr(value, "shape")}
     state = _strip_prefixes(dict(state), expected)
     _check_keys(state, expected, where)
-    _check_values(state, expected, where)
+    state = {
+        key: _as_stored(key, value, expected[key], where) if key in expected else value
+        for key, value in state.items()
+    }
     # A counter that only matters for cumulative averages; older checkpoints do not have it.
     counters = {key: value for key, value in expected.items() if key.endswith(_UNUSED_COUNTER)}
     model.load_state_dict({**counters, **state}, strict=False)
@@ -134,9 +149,13 @@ def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, t
     file = find_weights(path, field=field)
     try:
         with open(file, "rb") as stream:
-            start = stream.read(9)
+            start = stream.read(64)
     except OSError as error:
         raise InputError(field, f"`{path}` cannot be read: {error.strerror}") from None
+    for beginning, what in _KINDS.items():
+        if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
+            allowed = "a safetensors file, or a state dict saved with torch.save"
+            raise InputError(field, f"`{file}` is {what}", allowed, "Download the file again.")
     # A safetensors file is a length of 8 bytes and a JSON object.
     if start[8:9] == b"{" and not zipfile.is_zipfile(file):
         return _read_safetensors(file, field)
@@ -162,7 +181,10 @@ def _read_torch(file: Path, field: str) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "unsupported" in str(error).lower():
+        # Anything that is not a pickle at all begins otherwise.
+        with open(file, "rb") as stream:
+            pickled = stream.read(1) == b"\x80" or zipfile.is_zipfile(file)
+        if pickled and "unsupported" in str(error).lower():
             raise InputError(
                 field,
                 f"`{file}` holds Python objects besides tensors; loading it would execute code",
@@ -190,9 +212,14 @@ def _state_of(data: Any, file: Path, field: str) -> dict[str, torch.Tensor]:
     import torch
 
     if isinstance(data, Mapping):
-        for key in _NESTED:
-            if isinstance(data.get(key), Mapping):
-                return _state_of(data[key], file, field)
+        nested = [key for key in (*_NESTED, *_AVERAGED) if isinstance(data.get(key), Mapping)]
+        if nested:
+            if len(nested) > 1:
+                log.info(
+                    "%s: the weights under `%s` are taken, not those under %s",
+                    file.name, nested[0], ", ".join(f"`{key}`" for key in nested[1:]),
+                )  # fmt: skip
+            return _state_of(data[nested[0]], file, field)
         if data and all(
             isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in data.items()
         ):
@@ -219,8 +246,9 @@ def _strip_prefixes(
         for prefix in _PREFIXES:
             # A model may really have a part of that name.
             own = any(key.startswith(prefix) for key in expected)
-            if state and not own and all(key.startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
+            found = [key for key in state if key.startswith(prefix)]
+            if found and not own and {*state} - {*found} <= {_AVERAGED_COUNT}:
+                state = {key.removeprefix(prefix): state[key] for key in found}
                 stripped = True
     return state
 
@@ -258,6 +286,14 @@ def _advice(
 ) -> str:
     """What is most likely wrong."""
     if other_names:
+        for prefix in _PREFIXES:
+            inner = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+            others = [key for key in state if not key.startswith(prefix)]
+            if others and inner & {*expected} and not inner - {*expected}:
+                return (
+                    f"The model's tensors are those whose names begin with `{prefix}`: save them "
+                    f"alone, without the {len(others)} others (`{others[0]}`, ...)."
+                )
         return "Is it a checkpoint of this model, with the same depth and arguments?"
     different = [key for key in state if state[key].shape != expected[key].shape]
     first = next(key for key in expected if expected[key].ndim == 4)
@@ -284,18 +320,40 @@ def _is_optional(key: str, expected: Mapping[str, torch.Tensor]) -> bool:
     return key.endswith(_ORDERS) and f"{key.rpartition('.')[0]}.epitome" in expected
 
 
-def _check_values(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
-) -> None:
+def _as_stored(key: str, value: torch.Tensor, target: torch.Tensor, where: str) -> torch.Tensor:
+    """A tensor of a checkpoint in the number type of the model, in which it is checked.
+
+    Raises:
+        InputError: numbers of another kind, outside of the type's range, or a negative variance.
+    """
     import torch
 
-    for key, value in state.items():
-        if key not in expected:
-            continue
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(
-                where,
-                f"`{key}` contains NaN or infinity",
-                "finite numbers",
-                "The training that wrote it diverged; use an earlier checkpoint.",
-            )
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if target.is_floating_point() != (value.dtype in plain) or value.is_complex():
+        raise InputError(
+            where,
+            f"`{key}` holds numbers of the type {str(value.dtype).removeprefix('torch.')}",
+            "float16, bfloat16, float32 or float64"
+            if target.is_floating_point()
+            else "whole numbers",
+            "Is it a quantized checkpoint? Save the weights as floating-point numbers.",
+        )
+    stored = value.to(target.dtype)
+    if stored.is_floating_point() and not torch.isfinite(stored).all():
+        beyond = bool(torch.isfinite(value).all())
+        kind = str(target.dtype).removeprefix("torch.")
+        raise InputError(
+            where,
+            f"`{key}` contains "
+            + (f"numbers beyond the range of {kind}" if beyond else "NaN or infinity"),
+            "finite numbers",
+            "The training that wrote it diverged; use an earlier checkpoint.",
+        )
+    if key.endswith("running_var") and bool((stored < 0).any()):
+        raise InputError(
+            where,
+            f"`{key}` contains a negative variance ({float(stored.min()):g})",
+            "numbers from 0",
+            "The file is damaged, or not a checkpoint of this model.",
+        )
+    return stored

@@ -58,7 +58,7 @@ def test_shared_tensors_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "net"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "net.model."])
 def test_torch_checkpoints(tmp_path, trained, key, prefix):
     state = {prefix + name: value for name, value in trained.state_dict().items()}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "w.pt")
@@ -106,9 +106,9 @@ def changed(state, **changes):
     state = {key: value.clone() for key, value in state.items()}
     for key, value in changes.items():
         if value is None:
-            del state[key.replace("_", ".")]
+            del state[key.replace("_", ".", 1)]
         else:
-            state[key.replace("_", ".")] = value
+            state[key.replace("_", ".", 1)] = value
     return state
 
 
@@ -121,6 +121,13 @@ def changed(state, **changes):
         ({"2_weight": torch.zeros(5, 4)}, "1 of another shape (2.weight: (5, 4) and not (3, 4))"),
         ({"2_bias": torch.tensor([0.0, float("nan"), 0.0])}, "`2.bias` contains NaN"),
         ({"2_bias": torch.tensor([0.0, float("inf"), 0.0])}, "`2.bias` contains NaN or inf"),
+        ({"2_bias": torch.zeros(3, dtype=torch.int8)}, "`2.bias` holds numbers of the type int8"),
+        ({"2_bias": torch.zeros(3, dtype=torch.bool)}, "`2.bias` holds numbers of the type bool"),
+        ({"2_bias": torch.zeros(3, dtype=torch.complex64)}, "of the type complex64"),
+        ({"2_bias": torch.zeros(3).to(torch.float8_e4m3fn)}, "of the type float8_e4m3fn"),
+        ({"2_bias": torch.full((3,), 1e300, dtype=torch.float64)}, "beyond the range of float32"),
+        ({"1_running_var": torch.tensor([1.0, -0.5, 1.0, 1.0])}, "a negative variance (-0.5)"),
+        ({"1_num_batches_tracked": torch.tensor(0.5)}, "of the type float32"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -163,6 +170,9 @@ def test_files_that_are_no_checkpoints(tmp_path, trained):
         content = (tmp_path / name).read_bytes()
         (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.pt").write_text("hello, this is not a checkpoint\n")
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    (tmp_path / "page.safetensors").write_text("\ufeff\n<html></html>")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 44780000")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "other.pt")
@@ -173,6 +183,9 @@ def test_files_that_are_no_checkpoints(tmp_path, trained):
         ("empty.pt", "not a checkpoint"),
         ("list.pt", "no state dict but a list"),
         ("other.pt", "no state dict but the keys `epoch`, `loss`"),
+        ("page.pt", "a web page (HTML or XML)"),
+        ("page.safetensors", "a web page"),
+        ("lfs.pth", "a pointer of Git LFS"),
         ("none.pt", "no such file"),
         (".", "is a folder"),
     ):
@@ -230,3 +243,43 @@ def test_the_hint_names_the_likely_cause(tmp_path, channels, classes, hint):
     with pytest.raises(InputError) as caught:
         load_weights(build_model("resnet20", in_channels=channels, num_classes=classes), path)
     assert hint in caught.value.hint
+
+
+def test_averaged_models_are_read(tmp_path, trained):
+    torch.save(torch.optim.swa_utils.AveragedModel(trained).state_dict(), tmp_path / "swa.pt")
+    other = net()
+    load_weights(other, tmp_path / "swa.pt")
+    assert equal(trained, other)
+
+
+def test_of_plain_and_averaged_weights_the_plain_ones_are_taken(tmp_path, trained, caplog):
+    averaged = {key: value * 0 for key, value in trained.state_dict().items()}
+    torch.save({"state_dict_ema": averaged, "state_dict": trained.state_dict()}, tmp_path / "w.pt")
+    other = net()
+    with caplog.at_level("INFO", logger="epim_nas"):
+        load_weights(other, tmp_path / "w.pt")
+    assert equal(trained, other)
+    assert "under `state_dict` are taken, not those under `state_dict_ema`" in caplog.text
+    torch.save({"state_dict_ema": trained.state_dict()}, tmp_path / "ema.pt")
+    other = net()
+    load_weights(other, tmp_path / "ema.pt")
+    assert equal(trained, other)
+
+
+def test_a_model_among_other_tensors_is_recognised(tmp_path, trained):
+    state = {f"model.{key}": value for key, value in trained.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}}, tmp_path / "w.ckpt")
+    with pytest.raises(InputError) as caught:
+        load_weights(net(), tmp_path / "w.ckpt")
+    assert "names begin with `model.`" in caught.value.hint
+    assert "1 others (`criterion.weight`" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_types_are_converted(tmp_path, trained, kind):
+    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in trained.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    other = net()
+    load_weights(other, tmp_path / "w.pt")
+    assert other[0].weight.dtype == torch.float32
+    assert torch.equal(other[0].weight, state["0.weight"].float())
