@@ -152,7 +152,7 @@ class Lab:
         """A random design; random layers are made smaller until it keeps the budget."""
         problem = self.problem(budget)
         blind = replace(problem, sensitivity=[rng.random(len(c)) for c in problem.crossbars])
-        return FeasibleSolver(blind).repair(random_row(problem, rng))
+        return FeasibleSolver(blind).repair(random_row(problem.space, rng))
 
     def score(self, supernet: Supernet, row: Sequence[int]) -> Score:
         """Validation score of a design with shared weights, as a search measures it."""

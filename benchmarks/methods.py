@@ -151,7 +151,7 @@ class Study:
             if len(rows) == count:
                 break
             start = starts[int(rng.integers(len(starts)))]
-            changed = mutate(start, problem, rng, int(rng.integers(1, 4)))
+            changed = mutate(start, problem.space, rng, int(rng.integers(1, 4)))
             rows[FeasibleSolver(problem).repair(changed)] = None
         return list(rows)
 

@@ -46,6 +46,7 @@ from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.records import Baseline
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.solver.design_costs import Costs
+from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.formulation import formulate
 from epim_nas.space.space import Row
 from epim_nas.study.history import distributions
@@ -150,7 +151,7 @@ class Search:
         executor.submit("warm", "score", rows[0])
         executor.wait()
         started = time.perf_counter()
-        run_trials(self.setup, self.problem, rows, store, executor, Reporter())
+        run_trials(self.setup, FeasibleSolver(self.problem), rows, store, executor, Reporter())
         return time.perf_counter() - started
 
 

@@ -9,6 +9,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+_LONGEST, _LONGEST_ADVICE = 500, 1500
+"""Characters of a part of a message: of what was got, and of what is allowed."""
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """A text on one line, its middle left out where it is long, e.g. a value of a user's file."""
+    line = " ".join(text.split())
+    if len(line) <= longest:
+        return line
+    return f"{line[: longest // 2]} ... {line[-(longest // 2) :]}"
+
+
 class EpimError(Exception):
     """Root of every exception that this package raises on purpose (exit code 1)."""
 
@@ -30,10 +42,11 @@ class InputError(EpimError, ValueError):
     exit_code = 2
 
     def __init__(self, field: str, problem: str, allowed: str = "", hint: str = "") -> None:
-        self.field = field
-        self.problem = problem
-        self.allowed = allowed
-        self.hint = hint
+        self.field = shortened(field)
+        self.problem = shortened(problem)
+        self.allowed = shortened(allowed, _LONGEST_ADVICE)
+        self.hint = shortened(hint, _LONGEST_ADVICE)
+        field, problem, allowed, hint = self.field, self.problem, self.allowed, self.hint
         parts = [f"{field}: {problem}"]
         if allowed:
             parts.append(f"Allowed: {allowed}.")

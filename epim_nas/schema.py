@@ -11,7 +11,7 @@ import pydantic
 import yaml
 
 from epim_nas.errors import InputError, nearest
-from epim_nas.files import parse_yaml, read_bytes
+from epim_nas.files import parse_yaml, read_bytes, yaml_problem
 
 
 class Strict(pydantic.BaseModel):
@@ -53,6 +53,8 @@ def validate(model: type[M], data: Any, source: str) -> M:
         return model.model_validate(dict(data))
     except pydantic.ValidationError as failure:
         raise _first_error(model, data, failure, source) from None
+    except RecursionError:
+        raise InputError(source, "is nested too deeply", "a few levels") from None
 
 
 def load_json_as(path: Path, kind: type[T], hint: str) -> T:
@@ -80,7 +82,10 @@ def describe(value: Any) -> str:
     """A short description of a value for an error message."""
     if value is None:
         return "nothing"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        text = "a number of thousands of digits"
     return f"`{text if len(text) <= 60 else text[:57] + '...'}` ({type(value).__name__})"
 
 
@@ -97,8 +102,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: list[str], option: str) 
             raise InputError(option, f"got `{item}`", "key=value with a dotted key")
         try:
             value = parse_yaml(text)
-        except yaml.YAMLError:
-            value = text
+        except yaml.YAMLError as error:
+            raise InputError(
+                option,
+                f"`{path}`: not valid YAML{yaml_problem(error)}",
+                "a value as in a YAML file",
+                "Put quotes around text that has special characters: 'key=\"a: b\"'.",
+            ) from None
         node = result
         *parents, last = path.strip().split(".")
         for key in parents:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from epim_nas.epitome.design import FLOAT_BITS
 from epim_nas.errors import InputError
 from epim_nas.hardware.ragged_reduce import Segments
-from epim_nas.network.spec import INPUT, Network
+from epim_nas.network.spec import Network
 
 MAX_BITS = 64
 
@@ -45,7 +45,7 @@ class DataFlow:
         # What a sink without weights passes on comes from above, all else from below.
         above: dict[str, tuple[int, ...]] = {}
         for layer in network.layers:
-            sources = [name for name in layer.inputs if name != INPUT]
+            sources = [name for name in layer.inputs if name != network.input_name]
             above[layer.name] = (
                 (number[layer.name],)
                 if layer.has_weight

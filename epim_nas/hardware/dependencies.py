@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network
 
 IntArray = npt.NDArray[np.int64]
 
@@ -79,7 +79,7 @@ class Dependencies:
         ]
         self.sources: list[list[Source]] = []
         for layer in network.layers:
-            inputs = [network[name] for name in layer.inputs if name != INPUT]
+            inputs = [network[name] for name in layer.inputs if name != network.input_name]
             waits = overlap or layer.type == "element_sum"
             self.sources.append(
                 [

@@ -92,6 +92,7 @@ class _Ini:
                         nearest(key.lower(), known),
                     )
                 self.values[section.lower(), key.lower()] = text.strip()
+        self.missing: dict[tuple[str, str], None] = {}
 
     def error(self, section: str, key: str, allowed: str, hint: str = "") -> InputError:
         """The error for a value that is not allowed."""
@@ -99,8 +100,32 @@ class _Ini:
         return InputError(f"{self.path}: [{section}] {key}", f"got `{got}`", allowed, hint)
 
     def text(self, section: str, key: str, default: str) -> str:
-        """The text of a key, or MNSIM's default."""
+        """The text of a key; one that is missing is noted, and its default taken for now."""
+        if (section, key) not in self.values:
+            self.missing[section, key] = None
         return self.values.get((section, key), default)
+
+    def check_complete(self) -> None:
+        """Refuse a file without keys that the cost depends on, as MNSIM itself does.
+
+        Raises:
+            InputError: naming the missing sections and keys.
+        """
+        present = {section for section, _ in self.values}
+        told = []
+        for section in _KNOWN:
+            keys = [key for where, key in self.missing if where == section]
+            if keys and section not in present:
+                told.append(f"the section [{section}]")
+            elif keys:
+                told.append(f"[{section}] " + ", ".join(f"`{key}`" for key in keys))
+        if told:
+            raise InputError(
+                str(self.path),
+                "lacks " + "; ".join(told),
+                "a complete SimConfig.ini of MNSIM 2.0",
+                "Add them: their values decide what the chip costs.",
+            )
 
     def numbers(
         self, section: str, key: str, default: str, kind: Callable[[str], Any] = int
@@ -133,17 +158,17 @@ def read_ini(path: Path) -> dict[str, Any]:
     ``Device_Level`` is ignored, as MNSIM's cost ignores it: one bit a cell.
 
     Raises:
-        InputError: unknown section or key, or a value outside of what is modelled.
+        InputError: an unknown or missing section or key, or a value outside of what is modelled.
     """
     ini = _Ini(path)
-    levels = ini.number("device level", "device_level", "2")
-    _LOG.warning(
-        "%s: MNSIM's cost ignores Device_Level (%d here): one bit a cell. "
-        "Use --set mapping.cell_bits=N for multi-bit cells.",
-        path.name,
-        levels,
-    )
-    return {
+    if ("device level", "device_level") in ini.values:
+        _LOG.warning(
+            "%s: MNSIM's cost ignores Device_Level (%d here): one bit a cell. "
+            "Use --set mapping.cell_bits=N for multi-bit cells.",
+            path.name,
+            ini.number("device level", "device_level", "2"),
+        )
+    chip = {
         "schema": "epim-nas/chip@1",
         "name": path.stem,
         "crossbar": _crossbar(ini),
@@ -154,6 +179,8 @@ def read_ini(path: Path) -> dict[str, Any]:
         "mesh": _mesh(ini),
         "buffer": _buffer(ini),
     }
+    ini.check_complete()
+    return chip
 
 
 def _crossbar(ini: _Ini) -> dict[str, Any]:
@@ -294,13 +321,13 @@ def _buffer(ini: _Ini) -> dict[str, Any]:
     section, elements = "architecture level", "process element level"
     if ini.number(section, "buffer_choice", "1") != 1:
         raise ini.error(section, "buffer_choice", "1 (SRAM)")
-    sizes = {
-        name: ini.number(name, "tile_outbuf_size", "0", float) for name in (elements, "tile level")
-    }
+    # Versions of MNSIM differ in the section that has it.
+    places = [p for p in ("tile level", elements) if (p, "tile_outbuf_size") in ini.values]
+    sizes = [ini.number(p, "tile_outbuf_size", "0", float) for p in places or ["tile level"]]
     return {
         # 0 stands for MNSIM's own defaults: 65 nm and 256 bits.
         "technology_nm": ini.number(section, "buffer_technology", "90", float) or 65,
         "bus_bits": ini.number(section, "buffer_bitwidth", "64") or 256,
         "pe_input_kb": ini.number(elements, "pe_inbuf_size", "0", float),
-        "tile_output_kb": sizes["tile level"] or sizes[elements],
+        "tile_output_kb": next((size for size in sizes if size), 0.0),
     }

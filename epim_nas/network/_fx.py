@@ -30,8 +30,8 @@ def trace_model(
         tracer = _Tracer()
         graph = _trace_graph(tracer, model)
         builder = LayerBuilder(model, tracer.paths)
-        _run(fx.GraphModule(model, graph), builder, _example(model, shape), shape)
-    network = Network(name or type(model).__name__.lower(), tuple(builder.layers), shape)
+        _run(model, graph, builder, _example(model, shape), shape)
+    network = builder.network(name or type(model).__name__.lower(), shape)
     if not network.weighted:
         raise InputError("model", "has no convolution and no linear layer", hint=ops.CNN_HINT)
     return network
@@ -87,8 +87,9 @@ class _Tracer(fx.Tracer):
 class _Runner(fx.Interpreter):
     """Runs the graph and shows every node with its values to the builder."""
 
-    def __init__(self, module: fx.GraphModule, builder: LayerBuilder) -> None:
-        super().__init__(module)
+    def __init__(self, model: nn.Module, graph: fx.Graph, builder: LayerBuilder) -> None:
+        # Not a GraphModule: its generated code cannot spell every name of a module.
+        super().__init__(model, graph=graph)
         self.extra_traceback = False
         self.builder = builder
         self.node: fx.Node | None = None
@@ -137,12 +138,13 @@ def _trace_graph(tracer: _Tracer, model: nn.Module) -> fx.Graph:
 
 
 def _run(
-    module: fx.GraphModule,
+    model: nn.Module,
+    graph: fx.Graph,
     builder: LayerBuilder,
     images: torch.Tensor,
     shape: tuple[int, int, int],
 ) -> None:
-    runner = _Runner(module, builder)
+    runner = _Runner(model, graph, builder)
     try:
         with torch.no_grad():
             runner.run(images)

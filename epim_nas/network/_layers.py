@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from epim_nas.errors import InputError
 from epim_nas.network import _operations as ops
 from epim_nas.network._forward import check_forward
 from epim_nas.network._geometry import adaptive_pooling, output_size, same_padding
-from epim_nas.network.spec import INPUT, LayerSpec
+from epim_nas.network.spec import INPUT_BESIDE, LayerSpec, Network, input_name
 
 Sources = tuple[str, ...]
 """The layers whose outputs, concatenated by channel, make up a tensor."""
@@ -33,8 +34,9 @@ class LayerBuilder:
         self._modules = dict(model.named_modules())
         self._paths = paths
         self._sources: dict[fx.Node, Sources] = {}
-        self._weights: dict[int, str] = {}
-        self._names: set[str] = {INPUT}
+        self._called: dict[int, str] = {}
+        self._weights: dict[int, list[tuple[int, int, str]]] = {}
+        self._names: set[str] = set()
 
     def visit(
         self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
@@ -52,7 +54,7 @@ class LayerBuilder:
         """
         if node.op == "placeholder":
             if isinstance(result, torch.Tensor):
-                self._sources[node] = (INPUT,)
+                self._sources[node] = (INPUT_BESIDE,)
             return
         flows = [operand for operand in node.all_input_nodes if operand in self._sources]
         # Sizes, assertions and constants need no hardware.
@@ -66,6 +68,15 @@ class LayerBuilder:
             self._sources[node] = sources
             if ops.is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
                 self._sources[node.args[0]] = sources
+
+    def network(self, name: str, input_shape: tuple[int, int, int]) -> Network:
+        """The network of all layers so far."""
+        image = input_name(layer.name for layer in self.layers)
+        layers = [
+            replace(layer, inputs=tuple(image if n == INPUT_BESIDE else n for n in layer.inputs))
+            for layer in self.layers
+        ]
+        return Network(name, tuple(layers), input_shape)
 
     # --- modules -----------------------------------------------------------------------------
 
@@ -321,20 +332,23 @@ class LayerBuilder:
         return sources
 
     def _check_used_once(self, target: str, module: nn.Module) -> None:
-        weight = None if hasattr(module, "plan") else getattr(module, "weight", None)
-        key = id(module) if weight is None else id(weight)
-        if key in self._weights:
-            first = self._weights[key]
-            problem = (
-                "is called more than once" if first == target else f"shares its weight with {first}"
-            )
+        problem = ""
+        if id(module) in self._called:
+            problem = "is called more than once"
+        self._called[id(module)] = target
+        for storage, begin, end in map(_place, _stored_weights(module)):
+            others = self._weights.setdefault(storage, [])
+            for first, last, owner in others if not problem else []:
+                if begin < last and first < end:
+                    problem = f"shares its weight with {owner}"
+            others.append((begin, end, target))
+        if problem:
             raise InputError(
                 f"model: {target}",
                 f"{problem}; one weight on crossbars serves one place of the network",
                 "a layer of its own at each place",
                 "Give each place its own nn.Conv2d or nn.Linear.",
             )
-        self._weights[key] = target
 
     def _append(self, spec: LayerSpec) -> Sources:
         self.layers.append(spec)
@@ -351,9 +365,11 @@ class LayerBuilder:
         return f"model: {self._paths.get(node) or 'forward'} ({name})"
 
     def _unique(self, name: str) -> str:
+        """A module's own path at its first call, else a name that no layer and no module has."""
         candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
+        if name not in self._modules or name in self._names:
+            while candidate in self._names or candidate in self._modules:
+                candidate, number = f"{name}_{number}", number + 1
         self._names.add(candidate)
         return candidate
 
@@ -388,6 +404,26 @@ def _pools(target: str, size: tuple[int, int], output: tuple[int, int]) -> bool:
             "Use a larger input image.",
         )
     return False
+
+
+def _stored_weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors that hold a layer's weight, also where it is computed from them.
+
+    A weight that is computed is another tensor at every access.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() > 1:
+            yield tensor
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor, and the first and one past the last byte that it takes there."""
+    # Two Parameters may share one storage, and the storage lives as long as they do.
+    begin = int(tensor.storage_offset()) * tensor.element_size()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    reach = sum((int(count) - 1) * int(step) for count, step in steps)
+    size = (reach + 1) * tensor.element_size() if tensor.numel() else 0
+    return tensor.untyped_storage()._cdata, begin, begin + size
 
 
 def _operands(node: fx.Node, flows: list[fx.Node]) -> list[fx.Node]:

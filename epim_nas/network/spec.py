@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,6 +13,8 @@ LayerType = Literal["conv", "fc", "pooling", "element_sum"]
 
 INPUT = "input"
 """The name by which layers refer to the input of the network."""
+INPUT_BESIDE = ".input"
+"""Likewise where a layer has the name above. No module's path begins with a dot."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class LayerSpec:
         return self.output_size[0] * self.output_size[1]
 
 
+def input_name(layers: Iterable[str]) -> str:
+    """The name of a network's input: ``input``, or ``.input`` where a layer has that name.
+
+    Args:
+        layers: the names of the network's layers.
+    """
+    return INPUT_BESIDE if INPUT in layers else INPUT
+
+
 @dataclass(frozen=True)
 class Network:
     """Layers in topological order. Iterating yields them; ``network[name]`` finds one.
@@ -88,7 +99,7 @@ class Network:
     input_shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        known = {INPUT}
+        known = {self.input_name}
         for layer in self.layers:
             if layer.name in known:
                 raise InputError(f"network {self.name}: {layer.name}", "the name is used twice")
@@ -97,7 +108,7 @@ class Network:
                     raise InputError(
                         f"network {self.name}: {layer.name}.inputs",
                         f"`{name}` is not a layer before it",
-                        f"`{INPUT}` or the name of an earlier layer",
+                        f"`{self.input_name}` or the name of an earlier layer",
                     )
             known.add(layer.name)
 
@@ -109,6 +120,11 @@ class Network:
 
     def __getitem__(self, name: str) -> LayerSpec:
         return self.layers[self.index[name]]
+
+    @cached_property
+    def input_name(self) -> str:
+        """The name by which layers read the network's input (:func:`input_name`)."""
+        return input_name(layer.name for layer in self.layers)
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -126,6 +142,6 @@ class Network:
         readers: dict[str, list[str]] = {layer.name: [] for layer in self.layers}
         for layer in self.layers:
             for name in layer.inputs:
-                if name != INPUT:
+                if name != self.input_name:
                     readers[name].append(layer.name)
         return {name: tuple(found) for name, found in readers.items()}

@@ -34,7 +34,7 @@ from epim_nas.network._schema import (
     NetworkFile,
     PoolingFile,
 )
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network, input_name
 from epim_nas.schema import describe, validate
 
 Shape = tuple[int, int, int]
@@ -54,20 +54,20 @@ def load_network(path: str | Path) -> Network:
     source = str(path)
     file = validate(NetworkFile, load_yaml(path), source)
     layers = _validate_layers(file.layers, source)
-    shape = _input_shape(file, layers, source)
-    known: dict[str, Shape] = {INPUT: shape}
+    image = input_name(layer.name for layer in layers)
+    shape = _input_shape(file, layers, image, source)
+    known: dict[str, Shape] = {image: shape}
     specs = []
     for index, layer in enumerate(layers):
         where = _where(source, index, layer.name)
         if layer.name in known:
-            reserved = "is the name of the network's input" if layer.name == INPUT else "used twice"
-            raise InputError(f"{where}: name", f"`{layer.name}` {reserved}", "a name of its own")
+            raise InputError(f"{where}: name", f"`{layer.name}` used twice", "a name of its own")
         for name in layer.inputs:
             if name not in known:
                 raise InputError(
                     f"{where}: inputs",
                     f"`{name}` is not a layer before this one",
-                    f"`{INPUT}` or the name of an earlier layer",
+                    f"`{image}` or the name of an earlier layer",
                     nearest(name, known),
                 )
         spec = _spec(layer, [known[name] for name in layer.inputs], where)
@@ -83,7 +83,7 @@ def save_network(network: Network, path: str | Path) -> None:
 
 def network_to_dict(network: Network) -> dict[str, Any]:
     """The content of the network YAML."""
-    known: dict[str, Shape] = {INPUT: network.input_shape}
+    known: dict[str, Shape] = {network.input_name: network.input_shape}
     layers = []
     for spec in network:
         layers.append(_layer_to_dict(spec, [known[name] for name in spec.inputs]))
@@ -119,14 +119,14 @@ def _validate_layers(raw: list[dict[str, Any]], source: str) -> list[LayerFile]:
     return layers
 
 
-def _input_shape(file: NetworkFile, layers: list[LayerFile], source: str) -> Shape:
+def _input_shape(file: NetworkFile, layers: list[LayerFile], image: str, source: str) -> Shape:
     """The shape of the network's input: stated, or that of the first layers that read it."""
     if file.input_shape is not None:
         channels, height, width = file.input_shape
         return (channels, height, width)
     features = None
     for layer in layers:
-        if layer.inputs != [INPUT]:
+        if layer.inputs != [image]:
             continue
         if isinstance(layer, ConvFile):
             return (layer.in_channels, *layer.input_size)
@@ -138,10 +138,10 @@ def _input_shape(file: NetworkFile, layers: list[LayerFile], source: str) -> Sha
         return features
     raise InputError(
         f"{source}: layers",
-        f"no conv, pooling or fc layer reads `{INPUT}` alone, so its shape is unknown",
+        f"no conv, pooling or fc layer reads `{image}` alone, so its shape is unknown",
         "",
         "Add `input_shape: [channels, height, width]`, or name the input of the first layer "
-        f"`{INPUT}`.",
+        f"`{image}`.",
     )
 
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from epim_nas import presets
-from epim_nas.cluster.config import ExecutorConfig
-from epim_nas.cluster.registry import find_executor
+from epim_nas.cluster.registry import ExecutorConfig
 from epim_nas.data.config import DataConfig
 from epim_nas.epitome.quantization.options import (
     ActivationRange,
@@ -378,12 +377,6 @@ class RunConfig(Strict):
     reuse: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    @pydantic.field_validator("executor")
-    @classmethod
-    def _known_executor(cls, executor: ExecutorConfig) -> ExecutorConfig:
-        find_executor(executor.kind)
-        return executor
 
     @pydantic.field_validator("objectives")
     @classmethod

@@ -16,7 +16,7 @@ from itertools import combinations
 
 from epim_nas.epitome.design import Choice
 from epim_nas.errors import InputError
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network
 from epim_nas.space.config import LimitedTie, SpaceConfig, Tie
 from epim_nas.space.options import AnyOption, shown
 from epim_nas.space.patterns import check_patterns, matches_any
@@ -132,7 +132,7 @@ def residual_partners(network: Network) -> list[list[str]]:
     An input of one pixel to a join of larger maps is a gate that scales channels (squeeze and
     excitation); the network's description has no other sign of a product. It is no partner.
     """
-    writers: dict[str, tuple[str, ...]] = {INPUT: ()}
+    writers: dict[str, tuple[str, ...]] = {network.input_name: ()}
     root = {layer.name: layer.name for layer in network.weighted}
 
     def find(name: str) -> str:
@@ -159,7 +159,9 @@ def residual_partners(network: Network) -> list[list[str]]:
 
 
 def _is_gate(name: str, join: LayerSpec, network: Network) -> bool:
-    return name != INPUT and network[name].output_size == (1, 1) != join.output_size
+    if name == network.input_name:
+        return False
+    return network[name].output_size == (1, 1) != join.output_size
 
 
 def common_options(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -134,10 +136,9 @@ def test_an_sram_that_does_not_exist():
         ("[Device level]\nRead_Latency = fast", ["read_latency", "`fast`"]),
         ("[Device level]\nDevice_Type = DRAM", ["device_type", "`NVM` or `SRAM`"]),
         ("[Crossbar level]\nXbar_Size = 256", ["xbar_size", "two numbers"]),
-        ("[Crossbar level]\nXbar_Size = 128,128", ["does not divide"]),
         ("[Architecture level]\nBuffer_Choice = 2", ["buffer_choice", "1 (SRAM)"]),
         ("[Algorithm Configuration]\nNoC_enable = 1", ["noc_enable"]),
-        ("[Interface level]\nADC_Choice = -1", ["interface.adc"]),
+        ("[Interface level]\nADC_Choice = -1", ["adc_precision"]),
         ("no section", ["not a valid configuration file"]),
     ],
 )
@@ -150,9 +151,19 @@ def test_wrong_mnsim_files(text, words, tmp_path):
         assert word in str(failure.value)
 
 
-def test_an_empty_mnsim_file_is_mnsims_default_and_says_what_it_ignores(tmp_path, caplog):
+def complete(**changes: str) -> str:
+    """The text of a complete file with MNSIM's defaults, but for some keys."""
+    path = Path(__file__).parent / "data" / "SimConfig.ini"
+    lines = path.read_text().splitlines()
+    for key, value in changes.items():
+        (place,) = [n for n, line in enumerate(lines) if line.split(" =")[0] == key]
+        lines[place] = f"{key} = {value}"
+    return "\n".join(lines)
+
+
+def test_mnsims_own_file_is_its_default_and_says_what_it_ignores(tmp_path, caplog):
     path = tmp_path / "SimConfig.ini"
-    path.write_text("[Device level]\nDevice_Level = 4\n")
+    path.write_bytes(b"\xef\xbb\xbf" + complete(device_level="4").encode())  # with a BOM
     with caplog.at_level(logging.WARNING):
         chip = load_chip(str(path))
     assert chip.digest == load_chip("mnsim_default").digest
@@ -160,11 +171,40 @@ def test_an_empty_mnsim_file_is_mnsims_default_and_says_what_it_ignores(tmp_path
     assert "one bit a cell" in caplog.text
 
 
+KEYS = [line.split(" =")[0] for line in complete().splitlines() if " =" in line]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_key_is_named_or_has_no_influence(key, tmp_path):
+    path, default = tmp_path / "c.ini", load_chip("mnsim_default").digest
+    path.write_text("\n".join(x for x in complete().splitlines() if x.split(" =")[0] != key))
+    with suppress(InputError):
+        assert load_chip(str(path)).digest == default
+        return
+    with pytest.raises(InputError, match=f"`{key}`"):
+        load_chip(str(path))
+    path.write_text(complete(**{key: "0T1R" if key == "cell_type" else "7"}))
+    with suppress(InputError):  # what must not be missing matters
+        assert load_chip(str(path)).digest != default
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[Device level]\n", "[Crossbar level]\nXbar_Size = 256,256\n"]
+)
+def test_an_incomplete_mnsim_file_is_refused(text, tmp_path):
+    path = tmp_path / "c.ini"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"c\.ini: lacks .*the section \[tile level\]"):
+        load_chip(str(path))
+
+
 def test_user_defined_converters_of_an_mnsim_file(tmp_path):
     path = tmp_path / "c.ini"
     path.write_text(
-        "[Interface level]\nADC_Choice = -1\nADC_Precision = 5\nADC_Area = 700\n"
-        "ADC_Power = 0.001\nADC_Sample_Rate = 2\n"
-    )
+        complete(
+            adc_choice="-1", adc_precision="5", adc_area="700", adc_power="0.001",
+            adc_sample_rate="2",
+        )
+    )  # fmt: skip
     adc = Components.of(load_chip(str(path))).adc
     assert (adc.bits, adc.area_um2, adc.power_w, adc.latency_ns) == (5, 700, 0.001, 3.5)

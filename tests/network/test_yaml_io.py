@@ -138,7 +138,7 @@ BAD = {
     "own input": ([{**CONV, "inputs": ["c1"]}, CONV], "(c1): inputs", "not a layer before"),
     "no inputs": ([{**CONV, "inputs": []}], "inputs", "at least 1"),
     "used twice": ([CONV, CONV], "layers.1 (c1): name", "used twice"),
-    "named input": ([{**CONV, "name": "input"}], "name", "network's input"),
+    "input of its name": ([{**CONV, "name": "input"}], "layers", "reads `.input` alone"),
     "channels differ": ([CONV, {**POOL, "channels": 32}], "(p1): channels", "`c1` has 64"),
     "sizes differ": ([CONV, {**POOL, "input_size": 16}], "input_size", "`c1` has [32, 32]"),
     "large kernel": ([{**CONV, "kernel": 35}], "kernel", "padded input's 34"),
@@ -192,3 +192,13 @@ def test_the_function_and_its_module_have_one_name():
         "from epim_nas.network.trace import trace as same; assert trace is same and callable(trace)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_layer_may_be_called_input(tmp_path):
+    conv = {**CONV, "name": "input", "inputs": [".input"]}
+    network = load_network(write(tmp_path, [conv, {**POOL, "inputs": ["input"]}]))
+    assert network["input"].inputs == (".input",)
+    assert network["p1"].inputs == ("input",)
+    assert network.consumers["input"] == ("p1",)
+    save_network(network, tmp_path / "again.yaml")
+    assert load_network(tmp_path / "again.yaml") == network

@@ -91,7 +91,7 @@ def search(
     seeds = [seed.row for seed in exact_seeds(FeasibleSolver(problem), 5)] if first else []
     workers = Workers(problem, capacity, calls, len(store.trials()), before_call)
     try:
-        run_trials(setup, problem, seeds, store, workers, Reporter())
+        run_trials(setup, FeasibleSolver(problem), seeds, store, workers, Reporter())
     except KeyboardInterrupt:
         assert calls is not None
     return store.trials()

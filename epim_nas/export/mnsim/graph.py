@@ -14,7 +14,7 @@ from epim_nas.export.mnsim.remarks import (
     is_depthwise,
 )
 from epim_nas.network._geometry import output_size
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network
 
 
 class Graph:
@@ -30,7 +30,9 @@ class Graph:
         self.inputs: list[list[int]] = []
         self.problems = Remarks()
         self._network, self._bits = network, bits
-        self._tail = {INPUT: -1}  # position of the list's layer that has a layer's final output
+        self._tail = {
+            network.input_name: -1
+        }  # position of the list's layer that has a layer's final output
         for layer in network.layers:
             weight_bits = NO_WEIGHT_BITS
             if layer.has_weight:
@@ -68,7 +70,8 @@ class Graph:
         sources = [self._tail[name] for name in layer.inputs]
         if layer.type != "element_sum" and len(sources) > 1:
             sources = [add({"type": "concat"}, sources)]
-        flat = all(name != INPUT and self._network[name].type == "fc" for name in layer.inputs)
+        image = self._network.input_name
+        flat = all(n != image and self._network[n].type == "fc" for n in layer.inputs)
         if layer.type == "fc" and not flat:
             sources = [add({"type": "view"}, sources)]
         tail = add(self._config(layer), sources)
@@ -104,7 +107,7 @@ class Graph:
     def _find_problems(self, layer: LayerSpec) -> None:
         sources = [
             self._network.input_shape
-            if name == INPUT
+            if name == self._network.input_name
             else (self._network[name].out_channels, *self._network[name].output_size)
             for name in layer.inputs
         ]

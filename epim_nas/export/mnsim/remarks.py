@@ -11,7 +11,7 @@ import numpy as np
 from epim_nas.epitome.design import FLOAT_BITS, Design
 from epim_nas.errors import Inexpressible
 from epim_nas.hardware.bits import DataFlow
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network
 
 NO_WEIGHT_BITS = 9
 """``Weightbit`` of layers without weights: MNSIM reads the key and does nothing with it."""
@@ -71,11 +71,11 @@ def check_input(network: Network) -> None:
         what = f"the first layer is `{network.layers[0].type}`" if network.layers else "no layers"
         refuse(network, "layers.0", what, "a convolution as the first layer")
     for layer in network.layers[1:]:
-        if INPUT in layer.inputs:
+        if network.input_name in layer.inputs:
             refuse(
                 network,
                 f"{layer.name}.inputs",
-                f"`{INPUT}` is read by a second layer",
+                f"`{network.input_name}` is read by a second layer",
                 "one layer, the first, that reads the network's input",
             )
 

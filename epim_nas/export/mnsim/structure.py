@@ -19,7 +19,7 @@ from epim_nas.export.mnsim.remarks import (
 )
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import LayerMapping, map_layer, mapped_plan
-from epim_nas.network.spec import INPUT, LayerSpec, Network
+from epim_nas.network.spec import LayerSpec, Network
 
 
 def _dense_rows(
@@ -103,14 +103,15 @@ class Structure:
         entry.setdefault("Weightbit", NO_WEIGHT_BITS)
         entry["Inputbit"] = self._bits.read[layer.name]
         entry["outputbit"] = self._bits.written[layer.name]
-        entry["Inputindex"] = [-1 if n == INPUT else index[n] - here for n in inputs]
+        image = self._network.input_name
+        entry["Inputindex"] = [-1 if n == image else index[n] - here for n in inputs]
         entry["Outputindex"] = [index[n] - here for n in dict.fromkeys(readers)]
         entry["Layerindex"] = here
         entry["epim_nas"] = extra
         self.entries[layer.name] = entry
         if here and layer.type in ("conv", "pooling"):
             check_reads(self._network, layer, entry)
-        sizes = {self._network[n].output_size for n in layer.inputs if n != INPUT}
+        sizes = {self._network[n].output_size for n in layer.inputs if n != image}
         if layer.type != "fc" and sizes - {layer.input_size}:
             self._notes.add(
                 "reads a part of a larger map; MNSIM waits for other positions", layer.name
