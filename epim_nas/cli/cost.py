@@ -146,6 +146,7 @@ def resolve_network(
 
 
 def _trace(spec: str, input_shape: str | None, classes: int | None) -> Network:
+    from epim_nas.models.prepare import initialise
     from epim_nas.models.registry import build_model, default_input_shape
     from epim_nas.network.trace import trace
 
@@ -155,6 +156,7 @@ def _trace(spec: str, input_shape: str | None, classes: int | None) -> Network:
     if classes < 1:
         raise InputError("--classes", f"got {classes}", "a positive number")
     built = build_model(spec, in_channels=shape[0], num_classes=classes)
+    initialise(built, spec, shape)
     return trace(built, shape, name=spec)
 
 

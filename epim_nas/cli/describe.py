@@ -119,6 +119,7 @@ def _of_run(
     run: str, overrides: list[str] | None, input_shape: str | None, classes: int | None
 ) -> tuple[SpaceConfig, CostModel]:
     from epim_nas.hardware import CostModel
+    from epim_nas.models.prepare import initialise
     from epim_nas.models.registry import build_model, without_downloads
     from epim_nas.network.trace import trace
     from epim_nas.pipeline.config import load_run_config
@@ -134,6 +135,7 @@ def _of_run(
     # Trained weights do not change the geometry.
     args = without_downloads(config.model.name, config.model.args)
     built = build_model(config.model.name, in_channels=shape[0], num_classes=n_classes, args=args)
+    initialise(built, config.model.name, shape)
     return space, CostModel(trace(built, shape, config.model.name), chip)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.epitome.quantization import Quantization, QuantizationRule
 from epim_nas.epitome.shape import EpitomeShape
 from epim_nas.errors import InputError, nearest
+from epim_nas.network.modules import clone
 
 _DEFAULT_QUANTIZATION = Quantization()
 
@@ -59,7 +59,7 @@ def apply_design(
             layer, has NaN or Inf in its weight, or is too small for its epitome.
     """
     if not inplace:
-        model = copy.deepcopy(model)
+        model = clone(model)
     weighted = {
         name: module
         for name, module in model.named_modules()

@@ -92,7 +92,7 @@ class _Ini:
                         nearest(key.lower(), known),
                     )
                 self.values[section.lower(), key.lower()] = text.strip()
-        self.missing: dict[tuple[str, str], None] = {}
+        self.missing: dict[tuple[str, str], str] = {}
 
     def error(self, section: str, key: str, allowed: str, hint: str = "") -> InputError:
         """The error for a value that is not allowed."""
@@ -100,32 +100,31 @@ class _Ini:
         return InputError(f"{self.path}: [{section}] {key}", f"got `{got}`", allowed, hint)
 
     def text(self, section: str, key: str, default: str) -> str:
-        """The text of a key; one that is missing is noted, and its default taken for now."""
+        """The text of a key, or MNSIM's default, which is noted."""
         if (section, key) not in self.values:
-            self.missing[section, key] = None
+            self.missing[section, key] = default
         return self.values.get((section, key), default)
 
     def check_complete(self) -> None:
-        """Refuse a file without keys that the cost depends on, as MNSIM itself does.
+        """Say which keys that the cost depends on are missing.
 
         Raises:
-            InputError: naming the missing sections and keys.
+            InputError: a whole section of them is missing.
         """
-        present = {section for section, _ in self.values}
-        told = []
-        for section in _KNOWN:
-            keys = [key for where, key in self.missing if where == section]
-            if keys and section not in present:
-                told.append(f"the section [{section}]")
-            elif keys:
-                told.append(f"[{section}] " + ", ".join(f"`{key}`" for key in keys))
-        if told:
+        present = {section for section, _ in self.values} | {"algorithm configuration"}
+        sections = [name for name in _KNOWN if name not in present]
+        if sections:
             raise InputError(
                 str(self.path),
-                "lacks " + "; ".join(told),
-                "a complete SimConfig.ini of MNSIM 2.0",
+                "lacks " + ", ".join(f"[{name}]" for name in sections),
+                "the sections of MNSIM 2.0's SimConfig.ini",
                 "Add them: their values decide what the chip costs.",
             )
+        if self.missing:
+            _LOG.warning(
+                "%s: not given, so MNSIM's default is taken: %s", self.path.name,
+                ", ".join(f"[{s}] {key} = {value}" for (s, key), value in self.missing.items()),
+            )  # fmt: skip
 
     def numbers(
         self, section: str, key: str, default: str, kind: Callable[[str], Any] = int
@@ -158,7 +157,8 @@ def read_ini(path: Path) -> dict[str, Any]:
     ``Device_Level`` is ignored, as MNSIM's cost ignores it: one bit a cell.
 
     Raises:
-        InputError: an unknown or missing section or key, or a value outside of what is modelled.
+        InputError: an unknown section or key, a missing section, or a value outside of what is
+            modelled.
     """
     ini = _Ini(path)
     if ("device level", "device_level") in ini.values:

@@ -24,6 +24,7 @@ from epim_nas.hardware import (
     load_chip,
 )
 from epim_nas.hardware.table import stored_bits
+from epim_nas.models.prepare import check_outputs, initialise
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
@@ -70,6 +71,8 @@ class Setup:
             num_classes=data.num_classes,
             args=config.model.args,
         )
+        initialise(model, config.model.name, data.input_shape)
+        check_outputs(model, config.model.name, data.input_shape, data.num_classes)
         network = trace(model, data.input_shape, config.model.name)
         return cls(config, data, model, network, chip, CostModel(network, chip))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import torch
 from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
+from epim_nas.network.modules import clone
 from epim_nas.network.yaml_io import save_network
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.context import Setup
@@ -146,7 +146,7 @@ def _run(
         100 * baseline.validation_accuracy,
         100 * baseline.test_accuracy,
     )
-    teacher = copy.deepcopy(setup.model)
+    teacher = clone(setup.model)
     supernet = prepare_supernet(setup, space, folder, reporter)
     sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
     problem = problem.with_sensitivity(sensitivity)

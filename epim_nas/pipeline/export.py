@@ -30,6 +30,7 @@ from epim_nas.export.verification import DATAPATH, check_epitomes
 from epim_nas.export.weights import WEIGHTS, export_weights, weights_digest
 from epim_nas.files import make_folder
 from epim_nas.hardware.chip import Chip
+from epim_nas.models.prepare import initialise
 from epim_nas.models.registry import build_model, without_downloads
 from epim_nas.models.weights import read_state
 from epim_nas.network.spec import Network
@@ -180,6 +181,7 @@ def _trained(
         num_classes=data.num_classes,
         args=args,
     )
+    initialise(model, config.model.name, network.input_shape)
     small = apply_design(model, design, quantization=config.quantization.on(chip))
     try:
         small.load_state_dict(state)

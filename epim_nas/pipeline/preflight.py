@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from epim_nas.cluster.connection import probe
 from epim_nas.errors import InputError
+from epim_nas.models.prepare import trains_on_one_image
 from epim_nas.network.batch_norm import following_batch_norms
 from epim_nas.pipeline.config import RunConfig, TrainingConfig
 from epim_nas.pipeline.context import Setup
@@ -21,6 +22,7 @@ def check_trainings(setup: Setup) -> None:
         InputError: a stage's batches are too large, too small, or cannot be split.
     """
     config = setup.config
+    check_single_images(setup)
     if config.model.weights is None:
         check_training(setup, config.baseline, "baseline")
     if find_method(config.sensitivity.method).normalises and following_batch_norms(setup.model):
@@ -29,6 +31,32 @@ def check_trainings(setup: Setup) -> None:
         check_training(setup, config.supernet, "supernet")
     if config.finalists.count:
         check_training(setup, config.finalists, "finalists")
+
+
+def check_single_images(setup: Setup) -> None:
+    """Refuse batches of one image for a network whose batch norms cannot be trained on them.
+
+    Raises:
+        InputError: naming the batch size.
+    """
+    config = setup.config
+    sizes = {
+        "data.batch_size": config.data.batch_size,
+        "search.batch_size": min(config.search.batch_size, config.search.calibration_images),
+        "sensitivity.batch_size": min(config.sensitivity.batch_size, config.sensitivity.images),
+    }
+    for group in ("baseline", "supernet", "finalists", "finetune"):
+        training: TrainingConfig = getattr(config, group)
+        size = training.batch_size or config.data.batch_size
+        sizes[f"{group}.batch_size"] = size // getattr(training, "accumulation", 1)
+    alone = [key for key, size in sizes.items() if size <= 1]
+    if alone and not trains_on_one_image(setup.model, setup.data.input_shape):
+        raise InputError(
+            alone[0],
+            "gives batches of one image, and a batch norm of this network needs more than one "
+            "value a channel",
+            "at least 2 images",
+        )
 
 
 def check_training(setup: Setup, training: TrainingConfig, group: str) -> None:

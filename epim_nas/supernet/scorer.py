@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import nn
 from epim_nas.data.base import Batch, Data
 from epim_nas.files import digest, write_json
 from epim_nas.models.weights import save_weights
+from epim_nas.network.modules import clone
 from epim_nas.supernet.checkpoint import another_training
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.evaluation import (
@@ -136,7 +136,7 @@ class Scorer:
         # A worker may have another device than the driver, or none: networks travel on the CPU.
         state = dict(self.__dict__)
         for name in ("_supernet", "_teacher"):
-            state[name] = copy.deepcopy(state[name]).cpu()
+            state[name] = clone(state[name]).cpu()
         state["progress"] = None
         return state
 

@@ -6,7 +6,6 @@ pretrained network under each design, and a training step of one design moves al
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from epim_nas.epitome.quantization import (
 )
 from epim_nas.epitome.sampling import project
 from epim_nas.errors import InputError
+from epim_nas.network.modules import clone
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
 from epim_nas.supernet.alignments import align_plans
@@ -160,7 +160,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.quantization = quantization
-        self.model = copy.deepcopy(model)
+        self.model = clone(model)
         self.layers: dict[str, SuperLayer] = {}
         done = 0
 
@@ -257,7 +257,7 @@ class Supernet(nn.Module):
 
     def extract(self, row: Sequence[int]) -> nn.Module:
         """The stand-alone network of a design, started from the supernet's weights."""
-        dense = copy.deepcopy(self.model)
+        dense = clone(self.model)
         for name in self.layers:
             layer = dense.get_submodule(name)
             assert isinstance(layer, SuperLayer)

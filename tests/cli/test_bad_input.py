@@ -327,7 +327,11 @@ CASES: list[Case] = [
     ("ini section", lambda p: p.ini("[Crossbars]\n"), ("[Crossbars]", "unknown section")),
     ("ini words", lambda p: p.ini("[Crossbar level]\nXbar_Size = a,b\n"), ("xbar_size", "a,b")),
     ("ini without section", lambda p: p.ini("a = b"), ("chip.ini", "section")),
-    ("part of an ini", lambda p: p.ini("[Interface level]\nADC_Choice = 9\n"), ("lacks", "[tile level]")),
+    (
+        "part of an ini",
+        lambda p: p.ini("[Interface level]\nADC_Choice = 9\n"),
+        ("lacks", "[tile level]", "SimConfig.ini"),
+    ),
     # The network YAML
     ("layer key", lambda p: p.network("kernel:", "kernal:"), ("(c1)", "kernal", "`kernel`?")),
     ("kernel", lambda p: p.network("kernel: 3", "kernel: 11"), ("(c1)", "kernel", "at most 10")),

@@ -181,9 +181,11 @@ def test_compile_with_quantization_once_it_is_calibrated() -> None:
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("reorder", [False, True])
-def test_gradients_of_samples_by_vmap(wrapping: dict, reorder: bool) -> None:
-    layer = make(2, reorder, **wrapping)
+@pytest.mark.parametrize("bits", [{}, {"weight_bits": 3, "activation_bits": 4}])
+def test_gradients_of_samples_by_vmap(wrapping: dict, reorder: bool, bits: dict) -> None:
+    layer = make(2, reorder, **wrapping, **bits)
     x = images(layer)
+    layer(x)  # sets the activations' range
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return torch.func.functional_call(layer, parameters, (image[None],)).square().sum()
@@ -195,6 +197,9 @@ def test_gradients_of_samples_by_vmap(wrapping: dict, reorder: bool) -> None:
         layer(image[None]).square().sum().backward()
         torch.testing.assert_close(found["epitome"][number], layer.epitome.grad)
         torch.testing.assert_close(found["bias"][number], layer.bias.grad)
+        if bits:
+            step = dict(layer.named_parameters())["activation.step"]
+            torch.testing.assert_close(found["activation.step"][number], step.grad)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
@@ -15,6 +13,7 @@ from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
 from epim_nas.errors import InputError
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.converters import adc_spec
+from epim_nas.network.modules import clone
 
 
 def simulate(
@@ -48,7 +47,7 @@ def simulate(
         converter = Converter(adc_spec(chip.interface.adc).bits)
     devices = devices or Devices()
     generator = torch.Generator().manual_seed(devices.seed)
-    result = copy.deepcopy(model).eval()
+    result = clone(model).eval()
     modules = dict(result.named_modules())
     for name, choice in design.choices.items():
         module = modules.get(name)

@@ -6,6 +6,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardtanh_
 
 from epim_nas.epitome.quantization.options import Quantization
 from epim_nas.errors import InputError
@@ -16,12 +17,18 @@ _DEFAULT = Quantization()
 class _QuantizeActivation(torch.autograd.Function):
     """Learned step size quantization (LSQ; Esser et al., ICLR 2020, equations 1-4)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, step, low, high):  # type: ignore[no-untyped-def]
+    def forward(x, step, low, high):  # type: ignore[no-untyped-def]
+        # In place after the first step: activations are large, and memory is what this costs. For
+        # `torch.func.vmap` there is a rule for this clamp, and none for `clamp_`.
+        return hardtanh_((x / step).round_(), low, high).mul_(step)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, step, *ctx.range = inputs
         ctx.save_for_backward(x, step)
-        ctx.range = (low, high)
-        # In place after the first step: activations are large, and memory is what this costs.
-        return (x / step).round_().clamp_(low, high).mul_(step)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -35,7 +42,7 @@ class _QuantizeActivation(torch.autograd.Function):
             # Inside the range the slope is round(ratio) - ratio; outside it the output is low or
             # high times the step, and the slope is that integer, the clamped ratio. In place:
             # these passes over large activations are what a training step of a design adds.
-            clamped = ratio.clamp_(low, high)
+            clamped = hardtanh_(ratio, low, high)
             outside = (grad - grad_x).mul_(clamped).sum(dtype=torch.float32)
             inside = clamped.round().sub_(clamped).mul_(grad).sum(dtype=torch.float32)
             grad_step = (inside + outside) / sqrt(x.numel() * max(high, 1))

@@ -20,6 +20,7 @@ from epim_nas.export.onnx.comparison import BATCHES, Comparison, check_file, com
 from epim_nas.export.onnx.recording import Opened, first_line, prepend
 from epim_nas.export.onnx.sampling import Sampling, tensor_of
 from epim_nas.files import atomic_path
+from epim_nas.network.modules import clone
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -140,9 +141,9 @@ class _Graphs:
 def _graphs(model: nn.Module, input_shape: Sequence[int]) -> _Graphs:
     """Record a network; the forms differ in where its weights come from."""
     onnx = _require_onnx()
-    reference = copy.deepcopy(model).cpu().eval()
+    reference = clone(model).cpu().eval()
     _check_model(reference, input_shape)
-    opened = Opened(copy.deepcopy(reference))
+    opened = Opened(clone(reference))
     parts = [Sampling(layer) for layer in opened.layers]
     for part in parts:
         part.check()
