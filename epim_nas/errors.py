@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
+
+from epim_nas.interrupts import check as check_interrupted
 
 T = TypeVar("T")
 
@@ -102,9 +107,63 @@ def missing_extra(module: str, extra: str, purpose: str) -> InputError:
         module: the module that could not be imported.
         extra: the extra of this package that installs it.
         purpose: what it is needed for.
+
+    Raises:
+        KeyboardInterrupt: a signal came while it was imported, and was taken for its absence.
     """
+    check_interrupted()
     return InputError(
         module,
         f"{purpose} needs the package `{module}`, which is not installed",
         hint=f"Install it with `pip install 'epim_nas[{extra}]'`.",
     )
+
+
+_TO_DO = {
+    errno.ENOSPC: "Make room there, and type the same command again.",
+    errno.EDQUOT: "Make room there, and type the same command again.",
+    errno.EACCES: "Check who may read and write it.",
+    errno.EPERM: "Check who may read and write it.",
+    errno.EROFS: "Its disk is read-only: write elsewhere.",
+    errno.EMFILE: "Allow more open files (`ulimit -n`).",
+    errno.EIO: "Its disk may be failing.",
+}
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+def os_error(error: BaseException) -> OSError | None:
+    """The operating system's error behind an exception; None where there is none.
+
+    Libraries wrap it: torch raises a RuntimeError in its wake, safetensors has its number in a
+    text.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        found = _OF_RUST.search(str(cause))
+        if found:
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What to say of an error that is the machine's: a full disk, a file that may not be read.
+
+    Returns:
+        The message, with the file's name where it is known; None where it is no such error.
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "out of memory. Use smaller batches, or a machine with more of it."
+    if not isinstance(error, OSError):
+        return None
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder was deleted or moved. Change to another one (`cd`)."
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return " ".join(filter(None, [f"{where}{reason}.", _TO_DO.get(error.errno or 0)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,15 @@ from typing import Any
 
 import yaml
 
-from epim_nas.errors import InputError, shortened
+from epim_nas.errors import EpimError, InputError, os_error, shortened
+
+_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?", re.DOTALL)
+"""Names of the temporary files of :func:`atomic_path`."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+_held: dict[Path, os.stat_result] = {}
+"""Folders that this process has locked, without links -> what they were then."""
 
 
 @contextmanager
@@ -25,23 +34,110 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one, also after a crash; on an exception the
     temporary file is removed and ``path`` is left as it was.
+
+    Raises:
+        InputError: ``path`` is there and no regular file (see :func:`check_replaceable`).
+        OSError: it cannot be written, however the writing library says so; with its name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    check_replaceable(path)
+    make_parents(path)
+    with naming(path):
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            # mkstemp makes files that only the owner can read; results are for the group as well.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give the operating system's errors of the block the name of the file that it writes.
+
+    Raises:
+        OSError: with a name, also where a library has wrapped it in an error of its own.
+    """
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read; results are for the group as well.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except EpimError:
+        raise
+    except Exception as error:
+        cause = os_error(error)
+        if cause is None or (cause is error and not _is_nameless(cause)):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _is_nameless(error: OSError) -> bool:
+    """Whether an error says no name, or the temporary one."""
+    name = error.filename
+    return name is None or bool(_TEMPORARY.fullmatch(os.path.basename(os.fsdecode(name))))
+
+
+def check_replaceable(path: Path, field: str | None = None) -> None:
+    """Check that a path is free, or a regular file: only these may be replaced by a file.
+
+    Args:
+        path: the path.
+        field: option that gave it, for the message; by default the path itself.
+
+    Raises:
+        InputError: a folder, a device, a FIFO, a socket, or a symbolic link, dangling or not.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # whoever writes it says why it cannot be
+        return
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a symbolic link": stat.S_ISLNK,
+        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+        "a FIFO": stat.S_ISFIFO,
+    }
+    if stat.S_ISREG(mode):
+        return
+    kind = next((kind for kind, is_one in kinds.items() if is_one(mode)), "no regular file")
+    problem = f"is {kind}" if field is None else f"`{path}` is {kind}"
+    raise InputError(
+        field or str(path), f"{problem}, which is not replaced", "a regular file, or a new one"
+    )
+
+
+def make_parents(path: Path) -> None:
+    """Make the folders that a file is to lie in.
+
+    Raises:
+        OSError: they cannot be made; or they belong to a folder that this process holds
+            (:func:`locked`) and that is gone: a part of it is not made again.
+    """
+    parents = Path(os.path.realpath(path)).parents
+    for folder, found in _held.items():
+        if folder in parents and not _is_there(folder, found):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def safe_name(name: str) -> str:
+    """A name from outside as the name of a file or folder, another one for every name.
+
+    Names of layers, chips and designs may hold anything: ``/``, ``..``, line breaks, thousands of
+    characters. Simple ones stay as they are; others get a digest at their end.
+    """
+    if _SAFE_NAME.fullmatch(name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80].lstrip("-") or "_"
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def make_folder(path: str | Path, field: str) -> Path:
@@ -68,9 +164,29 @@ def make_folder(path: str | Path, field: str) -> Path:
     return path
 
 
+def check_file_out(path: Path, field: str, hint: str = "") -> None:
+    """Check that a file can be written, before it is computed.
+
+    Args:
+        path: the file.
+        field: what gave it, for the message.
+        hint: what to do where it cannot be written.
+
+    Raises:
+        InputError: there is something else in its place, or its folder cannot be made or written.
+    """
+    check_replaceable(path, field)
+    try:
+        make_folder(path.parent, field)
+    except InputError as error:
+        raise InputError(field, error.problem, error.allowed, hint or error.hint) from None
+
+
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder while the block runs; the lock ends with the process, however it ends.
+
+    Temporary files that a killed process has left in it are removed.
 
     Args:
         folder: the folder; it has to exist.
@@ -78,8 +194,10 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Raises:
         InputError: another process holds it.
+        EpimError: it was moved or deleted meanwhile.
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    held = Path(os.path.realpath(folder))
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,9 +207,35 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 f"another {what} is running in this folder",
                 hint="Wait for it, or use another --out folder.",
             ) from None
-        yield
+        _remove_temporary(folder)
+        _held[held] = found = os.stat(held)
+        try:
+            yield
+        except Exception:
+            if _is_there(held, found):
+                raise
+            raise EpimError(
+                f"{folder}: the folder was moved or deleted while the {what} wrote into it. Move "
+                "it back, or give its new place with --out, and type the command again."
+            ) from None
     finally:
+        _held.pop(held, None)
         os.close(descriptor)
+
+
+def _is_there(folder: Path, found: os.stat_result) -> bool:
+    """Whether a folder is still the one that was found there."""
+    try:
+        return os.path.samestat(os.stat(folder), found)
+    except OSError:
+        return False
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove what a killed process has left of :func:`atomic_path`."""
+    for path in folder.rglob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epim_nas.errors import InputError
+from epim_nas.errors import EpimError, InputError, machine_fault
 from epim_nas.files import (
     atomic_path,
     digest,
     dump_yaml,
     load_json,
     load_yaml,
+    locked,
     parse_yaml,
     read_bytes,
+    safe_name,
     user_path,
     write_json,
     write_text,
 )
+from epim_nas.models.weights import save_weights
+from epim_nas.report.csv_file import write_csv
+from epim_nas.report.events import RunEvents
 from epim_nas.schema import apply_overrides
+from epim_nas.study.inflight import InFlight, Pending
+from epim_nas.supernet.checkpoint import write_saved
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -236,3 +250,148 @@ def test_long_values_are_shortened_in_messages() -> None:
     assert len(str(error)) < 700
     assert "\n" not in str(error)
     assert "frame" in str(error)
+
+
+names = st.one_of(
+    st.text(min_size=0, max_size=300),
+    st.sampled_from(["..", ".", "", "/etc/passwd", "a/../../b", "~", "-rf", "a\nb", "a" * 5000]),
+)
+
+
+@given(names, names)
+def test_any_name_becomes_one_file_of_its_folder(first: str, second: str) -> None:
+    name = safe_name(first)
+    assert Path("/folder", name).parent == Path("/folder")
+    assert Path(os.path.normpath(f"/folder/{name}")).parent == Path("/folder")
+    assert 0 < len(name) <= 120
+    assert name.isascii()
+    assert not name.startswith((".", "-"))
+    assert (safe_name(second) == name) == (first == second)
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv1", "0", "conv_2-x", "trial-0001.yaml"])
+def test_simple_names_stay(name: str) -> None:
+    assert safe_name(name) == name
+
+
+def _link(path: Path) -> None:
+    path.with_name("target").write_text("kept")
+    path.symlink_to("target")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (Path.mkdir, "a folder"),
+        (os.mkfifo, "a FIFO"),
+        (_link, "a symbolic link"),
+        (lambda path: path.symlink_to("nowhere"), "a symbolic link"),
+        (lambda path: path.symlink_to("/dev/null"), "a symbolic link"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "no regular file"),
+    ],
+)
+def test_only_regular_files_are_replaced(
+    make: Callable[[Path], object], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket is short
+    path = Path("out.md")
+    make(path)
+    before = path.lstat()
+    with pytest.raises(InputError, match=kind):
+        write_text(path, "x")
+    assert path.lstat() == before
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"out.md", "target"}
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(InputError, match="/dev/null: is a device"):
+        write_text("/dev/null", "x")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    code = "import sys, os, signal\nfrom epim_nas.files import atomic_path\n" + (
+        "with atomic_path(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("front.png", "checkpoints/baseline.state", "no_ending"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], timeout=60)
+    mine = [tmp_path / ".notes.settings", tmp_path / ".a.tmp", tmp_path / "b.abcdefgh.tmp"]
+    for path in mine:
+        path.write_text("")
+    assert len(list(tmp_path.rglob(".*.tmp*"))) == 4
+    with locked(tmp_path, "search"):
+        left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*mine, tmp_path / ".lock"}
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_moved_away_is_not_made_again(
+    through_link: bool, again: bool, tmp_path: Path
+) -> None:
+    real = tmp_path / "runs" / "mine"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("runs")
+    folder = tmp_path / "link" / "mine" if through_link else real
+
+    def work() -> None:
+        with locked(folder, "search"):
+            write_text(folder / "a" / "first", "x")
+            real.rename(tmp_path / "moved")
+            if again:  # someone else's
+                real.mkdir()
+            write_text(real / "a" / "second", "x")
+
+    with pytest.raises(EpimError, match="was moved or deleted while the search wrote"):
+        work()
+    assert not (real / "a").exists()
+    write_text(real / "a" / "third", "x")  # nobody holds it any more
+
+
+def _events(path: Path) -> None:
+    with RunEvents(path.parent) as events:
+        for step in range(200):
+            events.scalar("loss", 0.5, step)
+
+
+def _notes(path: Path) -> None:
+    notes = InFlight(path)
+    for asked in range(500):
+        notes.begin(Pending(asked, (1, 2, 3), "search"))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "text": lambda path: write_text(path, "x" * 9000),
+    "json": lambda path: write_json(path, list(range(9000))),
+    "csv": lambda path: write_csv(path, ["a"], [[i] for i in range(9000)]),
+    "torch": lambda path: write_saved(path, {"a": torch.zeros(9000), "b": torch.ones(3)}),
+    "safetensors": lambda path: save_weights({"a": torch.zeros(9000)}, path),
+    "events": _events,
+    "notes": _notes,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told_with_the_name_of_the_file(name: str, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "file.x"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # as if there were no more room
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            WRITERS[name](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert Path(caught.value.filename).parent == tmp_path
+    message = machine_fault(caught.value)
+    assert message is not None
+    assert message.startswith(f"{caught.value.filename}: File too large.")
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
+def test_faults_of_the_machine_have_one_message(number: int) -> None:
+    told = machine_fault(OSError(number, os.strerror(number), "runs/x/file"))
+    assert told is not None
+    assert told.startswith(f"runs/x/file: {os.strerror(number)}. ")
+    assert machine_fault(MemoryError()) is not None
+    assert machine_fault(KeyError("in_order")) is None

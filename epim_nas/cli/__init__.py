@@ -1,5 +1,5 @@
 """The ``epim-nas`` command."""
 
-from epim_nas.cli.app import main
+from epim_nas.cli.entry import main
 
 __all__ = ["main"]

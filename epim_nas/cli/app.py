@@ -7,21 +7,23 @@ Results go to stdout; logs, progress and errors to stderr.
 from __future__ import annotations
 
 import logging
-import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+from epim_nas import interrupts
 from epim_nas._version import __version__
 from epim_nas.cli import cost as cost_command
 from epim_nas.cli import describe as describe_command
 from epim_nas.cli import finetune as finetune_command
 from epim_nas.cli import launch as launch_command
 from epim_nas.cli import results, run
-from epim_nas.errors import EpimError
+from epim_nas.cli.streams import ReaderGone
+from epim_nas.errors import EpimError, machine_fault
 
-_INTERRUPTED = 130
+_INTERRUPTED = interrupts.EXIT_CODE
 
 _USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -77,20 +79,23 @@ app.command("launch")(launch_command.launch)
 app.command("jobs")(launch_command.jobs)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and end the process with its exit code."""
-    sys.exit(run_command(arguments))
-
-
-def run_command(arguments: list[str] | None = None) -> int:
+def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    command = typer.main.get_command(app)
     try:
+        command = typer.main.get_command(app)
         # Commands return nothing; a number is the code of an early exit (--version, Ctrl-C).
-        code = command.main(args=arguments, prog_name="epim-nas", standalone_mode=False)
+        code = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="epim-nas",
+            standalone_mode=False,
+        )
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if code == _INTERRUPTED:
             _say("interrupted")
         return code if isinstance(code, int) else 0
+    except ReaderGone as gone:
+        return gone.exit_code
     except EpimError as error:
         _say(str(error))
         return error.exit_code
@@ -102,14 +107,23 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has gone; that is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        logging.getLogger("epim_nas").debug("traceback", exc_info=True)
-        _say(f"unexpected {type(error).__name__}: {error}")
-        _say("This is a bug; `epim-nas --verbose ...` shows where it happened.")
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Say what nobody has foreseen; returns the exit code."""
+    logging.getLogger("epim_nas").debug("traceback", exc_info=True)
+    if interrupts.arrived():  # in the middle of an import, it comes out as any error
+        _say("interrupted")
+        return _INTERRUPTED
+    fault = machine_fault(error)
+    if fault is not None:
+        _say(fault)
         return 1
+    _say(f"unexpected {type(error).__name__}: {error}")
+    _say("This is a bug; `epim-nas --verbose ...` shows where it happened.")
+    return 1
 
 
 def _say(text: str) -> None:

@@ -8,8 +8,9 @@ from math import floor, log10
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from epim_nas.cli.output import console
 
 if TYPE_CHECKING:
     from epim_nas.hardware import NetworkCost
@@ -62,13 +63,11 @@ class Unit:
 
 def show(*parts: Table | str) -> None:
     """Print tables and lines to stdout."""
-    # Names of layers, chips and files may hold brackets; they are not markup.
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # A pipe or a file has no width to wrap at.
-        console = Console(highlight=False, markup=False, width=200)
+    screen = console()
+    if not screen.is_terminal:
+        screen = console(width=200)  # a pipe or a file has no width to wrap at
     for part in parts:
-        console.print(part)
+        screen.print(part)
 
 
 def number_table(*columns: str, texts: int = 1) -> Table:

@@ -48,10 +48,7 @@ def finetune(
         epim-nas finetune runs/demo/best.yaml --run runs/demo/run.yaml --epochs 30
     """
     from epim_nas.pipeline.finetune.finetune import finetune_design
-    from epim_nas.pipeline.progress import interrupt_on_signals
 
-    # A scheduler that takes the machine away sends SIGTERM: save and end as after Ctrl-C.
-    interrupt_on_signals()
     result = finetune_design(
         design,
         run,

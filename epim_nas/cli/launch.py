@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from epim_nas.cli.output import print_json
+from epim_nas.cli.output import console, print_json
 from epim_nas.cli.run import RunFile, Set
 
 if TYPE_CHECKING:
@@ -169,13 +169,12 @@ def jobs(
     if json:
         print_json({"schema": "epim-nas/jobs@1", "jobs": [asdict(state) for state in states]})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("job", "status", "run", "run folder", box=None)
     for state in states:
         table.add_row(state.name, state.status, state.run, state.out)
-    Console().print(table)
+    console().print(table)
 
 
 def _end(state: JobState) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from epim_nas.cli.output import print_json
-from epim_nas.errors import InputError
+from epim_nas.cli.output import console, print_json
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of a search.")]
 
@@ -34,8 +33,6 @@ def pareto(
 
     epim-nas pareto runs/demo --json
     """
-    from rich.console import Console
-
     from epim_nas.pipeline.folder import RunFolder
     from epim_nas.pipeline.results import front_dict, load_result
     from epim_nas.report.tables import rich_table
@@ -44,7 +41,7 @@ def pareto(
     if json_:
         print_json(front_dict(result))
     else:
-        Console().print(rich_table(result))
+        console().print(rich_table(result))
         if result.front:
             shown = shlex.quote(str(folder))
             typer.echo(
@@ -130,18 +127,21 @@ def report(
 
     epim-nas report runs/demo --to md --out demo.md
     """
-    from epim_nas.files import write_text
+    from epim_nas.files import check_file_out, write_text
     from epim_nas.pipeline.folder import RunFolder
     from epim_nas.pipeline.results import report_text
 
     run_folder = RunFolder(folder)
-    if out is not None and out.is_dir():
-        raise InputError("--out", f"`{out}` is a folder", "a file to write")
+    to_stdout = out is None and to is not Report.html
+    path = out or run_folder.report
+    if out is not None:
+        check_file_out(out, "--out")
+    elif not to_stdout and run_folder.path.is_dir():
+        check_file_out(path, str(path), hint="Write it elsewhere: `--out FILE`.")
     text = report_text(run_folder, to.value, out)
-    if out is None and to is not Report.html:
+    if to_stdout:
         typer.echo(text, nl=False)
         return
-    path = out or run_folder.report
     write_text(path, text)
     typer.echo(str(path))
 
@@ -186,8 +186,8 @@ def presets(
 
     epim-nas presets
     """
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from epim_nas.cli.catalogue import catalogue
 
@@ -195,10 +195,10 @@ def presets(
     if json_:
         print_json(entries)
         return
-    console = Console()
+    screen = console()
     for kind, found in entries.items():
         table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
         for name, summary in found.items():
-            table.add_row(f"[bold]{name}[/]", summary)
-        console.print(table)
-        console.print()
+            table.add_row(Text(name, style="bold"), summary)
+        screen.print(table)
+        screen.print()

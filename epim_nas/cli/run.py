@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from epim_nas.cli.output import print_json
+from epim_nas.cli.output import console, print_json
 
 _SIMULATION = "Options of --simulate"
 
@@ -36,23 +36,18 @@ def search(
 
     epim-nas search my_run.yaml --out results --set budget.compression=30
     """
-    from rich.console import Console
-
     from epim_nas.pipeline.driver import resolve_run
     from epim_nas.pipeline.driver import search as run_search
     from epim_nas.pipeline.folder import RunFolder
-    from epim_nas.pipeline.progress import interrupt_on_signals, log_to_file
+    from epim_nas.pipeline.progress import log_to_file
     from epim_nas.pipeline.results import best_number, relative
     from epim_nas.report.tables import rich_table
 
     config, folder_path = resolve_run(run, out, set_)
     folder = RunFolder(folder_path)
-    # A scheduler that takes the machine away sends SIGTERM: save and end as after Ctrl-C.
-    interrupt_on_signals()
     with log_to_file(folder.log):
         result = run_search(config, folder_path)
-    console = Console()
-    console.print(rich_table(result))
+    console().print(rich_table(result))
     shown = relative(folder.path)
     files = ("front.csv", "report.html", "best.yaml", "designs", "tensorboard")
     written = ", ".join(name for name in files if (folder.path / name).exists())

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import typer
 
-from epim_nas.cli.output import print_json
+from epim_nas.cli.output import console, print_json
 from epim_nas.errors import InputError
 
 T = TypeVar("T", int, float)
@@ -32,8 +32,6 @@ def simulate_command(
     json_: bool,
 ) -> None:
     """Print what the simulator measures; arguments are those of the command."""
-    from rich.console import Console
-
     from epim_nas.datapath.simulator.options import AdcRange, Devices
     from epim_nas.pipeline.simulate import simulate_design
     from epim_nas.report.simulation import simulation_table
@@ -65,7 +63,7 @@ def simulate_command(
         f"{result['network']} on {result['chip']}, {result['images']} {split} images; in torch "
         f"{100 * result['torch_accuracy']:.2f} %"
     )
-    Console().print(simulation_table(result["rows"]))
+    console().print(simulation_table(result["rows"]))
     events = result["events"]
     typer.echo(
         f"One inference: {events['activations']:,} crossbar reads, "

@@ -100,7 +100,7 @@ def write_memory(path: str | Path, memory: Memory, title: str) -> None:
     record = ", ".join(f"{field.name} [{field.bits}]" for field in memory.fields)
     digits = -(-memory.width // 4)
     lines = [
-        f"// {title}",
+        f"// {' '.join(title.split())}",  # names may hold line breaks
         f"// {len(memory.words)} words of {memory.width} bits: {memory.count} records of {record},",
         "// from the least significant bit up",
         *(f"{word:0{digits}x}" for word in memory.words),

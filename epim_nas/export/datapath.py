@@ -33,7 +33,7 @@ from epim_nas.datapath.tiles import (
 from epim_nas.epitome.design import Design
 from epim_nas.errors import EpimError, InputError
 from epim_nas.export.manifest import design_digest
-from epim_nas.files import write_json
+from epim_nas.files import safe_name, write_json
 from epim_nas.hardware.chip import Chip
 from epim_nas.network.spec import Network
 
@@ -195,8 +195,7 @@ class _LayerImages:
         chip: Chip,
     ) -> None:
         self._layer = layer
-        # Names of layers come from outside and may hold anything.
-        self._folder = f"{index:03d}-" + re.sub(r"[^A-Za-z0-9_.-]", "_", layer.layer)
+        self._folder = f"{index:03d}-{safe_name(layer.layer)}"
         self._tiles: list[TileMemories] = tile_memories(layer)
         self._replicas = replica_memory(layer)
         self._stored = stored

@@ -37,6 +37,12 @@ _UNUSED_COUNTER = "num_batches_tracked"
 _ORDERS = (".out_order", ".in_order")
 """Orders of an epitome's channels: a state has them where they differ from the network's own."""
 
+_EPITOME = ".epitome"
+
+_OTHER_DESIGN = (
+    "Are they of another design? Take the weights that were exported or fine-tuned with this one."
+)
+
 _SHOWN = 5
 _FOLDER = Path(__file__).parent / "weights"
 
@@ -112,7 +118,12 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
     }
     # A counter that only matters for cumulative averages; older checkpoints do not have it.
     counters = {key: value for key, value in expected.items() if key.endswith(_UNUSED_COUNTER)}
-    model.load_state_dict({**counters, **state}, strict=False)
+    try:
+        model.load_state_dict({**counters, **state}, strict=False)
+    except (InputError, TypeError) as error:  # an epitome's orders of channels, which it checks
+        raise InputError(
+            where, f"the order of a layer's channels does not fit ({error})", hint=_OTHER_DESIGN
+        ) from None
 
 
 def save_weights(
@@ -285,6 +296,11 @@ def _advice(
     state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], other_names: bool
 ) -> str:
     """What is most likely wrong."""
+    different = [
+        key for key in state if key in expected and state[key].shape != expected[key].shape
+    ]
+    if any(key.endswith(_EPITOME) for key in {*different, *(set(state) ^ set(expected))}):
+        return _OTHER_DESIGN
     if other_names:
         for prefix in _PREFIXES:
             inner = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
@@ -295,10 +311,10 @@ def _advice(
                     f"alone, without the {len(others)} others (`{others[0]}`, ...)."
                 )
         return "Is it a checkpoint of this model, with the same depth and arguments?"
-    different = [key for key in state if state[key].shape != expected[key].shape]
-    first = next(key for key in expected if expected[key].ndim == 4)
-    theirs, mine = state[first].shape, expected[first].shape
-    if different == [first] and theirs[0] == mine[0] and theirs[2:] == mine[2:]:
+    first = next((key for key in expected if expected[key].ndim == 4), "")
+    theirs, mine = (tuple(tensors[first].shape) if first else () for tensors in (state, expected))
+    in_channels = len(theirs) == 4 and theirs == (mine[0], theirs[1], *mine[2:])
+    if different == [first] and in_channels:
         names = {1: "grey images", 3: "colour images"}
         return (
             f"It is for {names.get(theirs[1], 'images')} ({theirs[1]} channels), and the data has "
@@ -317,7 +333,7 @@ def _advice(
 def _is_optional(key: str, expected: Mapping[str, torch.Tensor]) -> bool:
     if key.endswith(_UNUSED_COUNTER):
         return True
-    return key.endswith(_ORDERS) and f"{key.rpartition('.')[0]}.epitome" in expected
+    return key.endswith(_ORDERS) and key.rpartition(".")[0] + _EPITOME in expected
 
 
 def _as_stored(key: str, value: torch.Tensor, target: torch.Tensor, where: str) -> torch.Tensor:

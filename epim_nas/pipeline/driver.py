@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from epim_nas import interrupts
 from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml, write_json, write_text
@@ -189,6 +190,7 @@ def _run(
         finetune_finalists(
             setup, space, chosen, folder, store, scorer, reporter, dashboard.add_finalist
         )
+        interrupts.check()
         result = load_result(folder)
         write_results(result, folder, setup.cost, setup.network)
         knee = next((r for r in result.trials if r.number == result.selected.get("knee")), None)
@@ -199,6 +201,7 @@ def _run(
             run_folder=str(folder.path),
             texts={"chip": chip_page(setup.chip), "space": space_page(space)},
         )
+    interrupts.check()
     return result
 
 

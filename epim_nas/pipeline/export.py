@@ -32,7 +32,7 @@ from epim_nas.files import make_folder
 from epim_nas.hardware.chip import Chip
 from epim_nas.models.prepare import initialise
 from epim_nas.models.registry import build_model, without_downloads
-from epim_nas.models.weights import read_state
+from epim_nas.models.weights import load_state, read_state
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
@@ -183,13 +183,5 @@ def _trained(
     )
     initialise(model, config.model.name, network.input_shape)
     small = apply_design(model, design, quantization=config.quantization.on(chip))
-    try:
-        small.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise InputError(
-            "--weights",
-            f"are not those of the design: {' '.join(lines)[:300]}",
-            "all tensors of the network, such as `epim-nas finetune` writes them",
-        ) from None
+    load_state(small, state, "--weights")
     return small

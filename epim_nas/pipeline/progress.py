@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from epim_nas import interrupts
 from epim_nas.units import duration
 
 log = logging.getLogger(__name__)
@@ -29,33 +29,6 @@ Advance = Callable[[int, str], None]
 
 _QUIET_SECONDS = 15.0
 """Seconds between lines where there is no terminal."""
-
-
-_interrupted = False
-
-
-def interrupt_on_signals() -> None:
-    """Let SIGINT and SIGTERM interrupt this process, also where the first attempt is lost.
-
-    An exception that a signal raises in the middle of an import can come out as an ImportError,
-    which whoever imports something optional takes for its absence. The next step of a stage
-    therefore looks again.
-    """
-    global _interrupted
-    _interrupted = False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        global _interrupted
-        _interrupted = True
-        raise KeyboardInterrupt
-
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, interrupt)
-
-
-def _check_interrupted() -> None:
-    if _interrupted:
-        raise KeyboardInterrupt
 
 
 class Reporter:
@@ -90,7 +63,7 @@ class Reporter:
             task = progress.add_task(title, total=total, completed=done, text="")
 
             def advance(finished: int, text: str = "") -> None:
-                _check_interrupted()
+                interrupts.check()
                 progress.update(task, completed=finished, text=text)
 
             yield advance
@@ -101,7 +74,7 @@ class Reporter:
 
         def advance(finished: int, text: str = "") -> None:
             nonlocal last
-            _check_interrupted()
+            interrupts.check()
             now = time.monotonic()
             if now - last >= _QUIET_SECONDS and finished < total:
                 last = now
@@ -119,10 +92,28 @@ class Reporter:
         log.info("%s: done in %s", title, duration(time.monotonic() - started))
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may be full: that is said once, and the work goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger("epim_nas").removeHandler(self)
+        log.warning("%s cannot be written (%s)", self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written is tried again
+            super().close()
+
+
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Append the package's log to a file while the block runs; the file may not exist yet."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("epim_nas")
     root.addHandler(handler)

@@ -48,7 +48,6 @@ def take_over(config: RunConfig, folder: RunFolder) -> list[str]:
             name = file.relative_to(source.checkpoints)
             target = folder.checkpoints / name
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(target) as temporary:
                     shutil.copyfile(file, temporary)
                 taken.append(str(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from epim_nas.files import atomic_path
+from epim_nas.files import atomic_path, make_parents, naming
 
 EVENT_FILE = "events.out.tfevents.0.run"
 """Name of an event file that holds a whole run and is replaced as a whole."""
@@ -96,8 +96,9 @@ class RunEvents:
     def close(self) -> None:
         """Close the file; a later :meth:`add` opens another one."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with naming(Path(file.name)):  # what a full disk did not take is tried again
+                file.close()
 
     def _write(self, event: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -106,12 +107,14 @@ class RunEvents:
         if self._file is None:
             # TensorBoard reads files in the order of their names: number them, since its own
             # names are out of order when two are made in one second.
-            self.folder.mkdir(parents=True, exist_ok=True)
             count = len(_event_files(self.folder))
-            self._file = open(self.folder / f"events.out.tfevents.{count:06d}.run", "xb")  # noqa: SIM115
+            path = self.folder / f"events.out.tfevents.{count:06d}.run"
+            make_parents(path)
+            self._file = open(path, "xb")  # noqa: SIM115
             self._write(Event(wall_time=event.wall_time, file_version=_VERSION))
-        RecordWriter(self._file).write(event.SerializeToString())
-        self._file.flush()
+        with naming(Path(self._file.name)):
+            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.flush()
 
     def __enter__(self) -> RunEvents:
         return self

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from epim_nas.errors import missing_extra
 from epim_nas.files import atomic_path
 from epim_nas.records import Finalist, RunResult, TrialRecord
+from epim_nas.report.escape import figure_text
 from epim_nas.report.layers import LayerRow
 from epim_nas.report.tables import own_objectives
 from epim_nas.solver.metrics import METRICS, metric_of
@@ -87,7 +88,8 @@ def front_figure(result: RunResult, axes: Sequence[str] | None = None, title: st
         fontsize=None if len(axes) > 1 else 8,
         frameon=False,
     )
-    figure.suptitle(title or f"{result.name}: accuracy against cost", fontsize=12, color=INK)
+    title = title or f"{result.name}: accuracy against cost"
+    figure.suptitle(figure_text(title), fontsize=12, color=INK)
     return figure
 
 
@@ -124,9 +126,10 @@ def layers_figure(rows: Sequence[LayerRow], title: str) -> Figure:
         panel.set_ylabel(label, fontsize=8)
         style_panel(panel)
         panel.grid(axis="x", visible=False)
-    axes[-1].set_xticks(places, [row.name for row in rows], rotation=90, fontsize=7)
+    axes[-1].set_xticks(places, [figure_text(row.name) for row in rows], rotation=90, fontsize=7)
     wrapped = any(row.wrap for row in rows)
-    figure.suptitle(title + ("  (hatched: wrapped)" if wrapped else ""), fontsize=11, color=INK)
+    title += "  (hatched: wrapped)" if wrapped else ""
+    figure.suptitle(figure_text(title), fontsize=11, color=INK)
     return figure
 
 
@@ -156,10 +159,12 @@ def heat_map_figure(rows: Sequence[LayerRow], title: str) -> Figure:
                     place, line, _short(value), ha="center", va="center", color=ink, fontsize=6
                 )
     panel.set_yticks(range(len(charts)), [name for name, _ in charts], fontsize=8)
-    panel.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=7)
+    panel.set_xticks(
+        range(len(rows)), [figure_text(row.name) for row in rows], rotation=90, fontsize=7
+    )
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure.suptitle(figure_text(title), fontsize=11, color=INK)
     return figure
 
 
@@ -281,7 +286,7 @@ def _draw_panel(panel: Axes, result: RunResult, metric: str, low: float) -> None
             ha="right", va="bottom", fontsize=7, color="#666666",
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
-    panel.set_xlabel(label, fontsize=9)
+    panel.set_xlabel(figure_text(label), fontsize=9)
     style_panel(panel)
     _scale_axes(panel, low)
 

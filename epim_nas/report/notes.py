@@ -9,6 +9,8 @@ from typing import Any
 from epim_nas.files import dump_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.records import RunResult
+from epim_nas.report.escape import markdown_code, markdown_text
+from epim_nas.report.tables import markdown_line, markdown_rule
 from epim_nas.solver.metrics import own_texts
 from epim_nas.space.space import SearchSpace
 
@@ -106,20 +108,22 @@ def commands(result: RunResult, folder: str | None = None) -> list[tuple[str, st
 def chip_page(chip: Chip) -> str:
     """A chip as markdown: its name, its digest and all of its keys."""
     text = dump_yaml(chip.to_dict())
-    return f"**{chip.name}** (digest {chip.digest[:16]})\n\n```yaml\n{text}```\n"
+    heading = f"**{markdown_text(chip.name)}** (digest {chip.digest[:16]})"
+    return f"{heading}\n\n{markdown_code(text)}\n"
 
 
 def space_page(space: SearchSpace) -> str:
     """A search space as markdown: how large it is, and what each group of layers may become."""
     lines = [
-        f"**{space.name}** on {space.network}: 10^{space.log10_size:.1f} designs, "
-        f"{space.dropped} choices dropped that another one beats\n",
-        "| layers | choices | the fewest crossbars | the most crossbars |",
-        "| :--- | ---: | :--- | :--- |",
+        f"**{markdown_text(space.name)}** on {markdown_text(space.network)}: "
+        f"10^{space.log10_size:.1f} designs, {space.dropped} choices dropped that another one "
+        "beats\n",
+        markdown_line(["layers", "choices", "the fewest crossbars", "the most crossbars"]),
+        markdown_rule([":---", "---:", ":---", ":---"]),
     ]
     for group in space.groups:
         first, last = str(group.choices[0][0]), str(group.choices[-1][0])
-        lines.append(f"| {', '.join(group.layers)} | {len(group)} | {first} | {last} |")
+        lines.append(markdown_line([", ".join(group.layers), str(len(group)), first, last]))
     return "\n".join(lines) + "\n"
 
 

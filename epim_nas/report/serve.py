@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from epim_nas import interrupts
 from epim_nas.errors import EpimError, InputError
 
 log = logging.getLogger(__name__)
@@ -45,14 +46,13 @@ def serve_tensorboard(folder: Path, host: str, port: int) -> None:
         for what, link in links(folder, host, port).items():
             log.info("%s: %s", what, link)
     process = subprocess.Popen(command)
-    # Whoever ends this process ends TensorBoard, which would keep the port.
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         status = process.wait()
     except KeyboardInterrupt:
+        interrupts.forget()  # it is the way to end
         return
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Whoever ends this process ends TensorBoard, which would keep the port.
         process.terminate()
         process.wait()
     if status not in (0, -signal.SIGTERM):

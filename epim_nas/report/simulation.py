@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from epim_nas.report.escape import figure_text
 from epim_nas.report.figures import BLUE, GREEN, INK, ORANGE, PURPLE, RED, new_figure, style_panel
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def simulation_figure(
     panel.set_xlabel("bits of the ADCs")
     panel.set_ylabel("top-1 accuracy (%)")
     panel.legend(frameon=False)
-    panel.set_title(f"{title} on simulated crossbars", fontsize=11, color=INK)
+    panel.set_title(figure_text(f"{title} on simulated crossbars"), fontsize=11, color=INK)
     return figure
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
+from epim_nas.files import safe_name
 from epim_nas.records import RunResult
 from epim_nas.report import notes
+from epim_nas.report.escape import latex_text, markdown_code, markdown_text
 from epim_nas.report.page_data import headline
 from epim_nas.report.tables import (
     FrontRow,
     front_rows,
     markdown_line,
+    markdown_rule,
     markdown_table,
     millis,
     own_objectives,
@@ -20,15 +24,6 @@ from epim_nas.report.tables import (
 )
 from epim_nas.solver.metrics import own_texts
 from epim_nas.units import duration
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "×": r"$\times$",
-    "–": "--",
-}
 
 
 def markdown_summary(
@@ -56,9 +51,9 @@ def markdown_summary(
         ("versions", ", ".join(f"{name} {value}" for name, value in result.versions.items())),
         ("time", ", ".join(f"{name} {duration(value)}" for name, value in result.seconds.items())),
     ]
-    parts = [f"# {result.name}", headline(result)["sentence"]]
+    parts = [f"# {markdown_text(result.name)}", markdown_text(headline(result)["sentence"])]
     if picture is not None:
-        parts.append(f"![Accuracy against cost]({picture})")
+        parts.append(f"![Accuracy against cost]({quote(picture)})")
     parts += [
         "## Front",
         markdown_table(result).rstrip(),
@@ -68,7 +63,7 @@ def markdown_summary(
         _table(["number", "how"], notes.measured(result)),
         "## Commands",
         *(
-            f"{purpose}:\n\n    {command}"
+            f"{purpose}:\n\n{markdown_code(command)}"
             for purpose, command in notes.commands(result, run_folder)
         ),
     ]
@@ -95,7 +90,7 @@ def latex_table(result: RunResult, chip: str) -> str:
         r"\begin{table}",
         r"  \centering",
         f"  \\caption{{{_caption(result, chip)}}}",
-        f"  \\label{{tab:{result.name}}}",
+        f"  \\label{{tab:{safe_name(result.name)}}}",
         f"  \\begin{{tabular}}{{l{'r' * (9 + len(own))}}}",
         r"    \toprule",
         f"    {' & '.join(headings)} \\\\",
@@ -111,11 +106,6 @@ def latex_table(result: RunResult, chip: str) -> str:
             lines.append(r"    \midrule")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """Text with LaTeX's own characters escaped."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
 def _cells(row: FrontRow) -> list[str]:
@@ -156,5 +146,5 @@ def _space(space: object) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [markdown_line(headings), markdown_line([":---"] * len(headings))]
+    lines = [markdown_line(headings), markdown_rule([":---"] * len(headings))]
     return "\n".join([*lines, *map(markdown_line, rows)])

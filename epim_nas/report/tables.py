@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.report.csv_file import write_csv
+from epim_nas.report.escape import markdown_text
 from epim_nas.solver.metrics import METRICS, metric_of
 from epim_nas.solver.pareto import BEST_IN
 
@@ -273,11 +274,16 @@ def markdown_table(result: RunResult) -> str:
     """The front as a markdown table."""
     headings, cells = table_texts(result)
     aligns = [":---" if name in ("design", "note") else "---:" for name in headings]
-    lines = [markdown_line(headings), markdown_line(aligns)]
+    lines = [markdown_line(headings), markdown_rule(aligns)]
     lines += map(markdown_line, cells)
     return "\n".join(lines) + "\n"
 
 
 def markdown_line(cells: Sequence[str]) -> str:
-    """A row of a markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    """A row of a markdown table; cells are plain text."""
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
+
+
+def markdown_rule(aligns: Sequence[str]) -> str:
+    """The line below the headings of a markdown table."""
+    return "| " + " | ".join(aligns) + " |"

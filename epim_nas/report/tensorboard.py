@@ -21,6 +21,7 @@ from epim_nas.errors import InputError
 from epim_nas.network.spec import Network
 from epim_nas.records import Baseline, Finalist, RunResult, TrialRecord
 from epim_nas.report import events, notes
+from epim_nas.report.escape import markdown_code, markdown_text
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
 from epim_nas.report.serve import TRIALS
 from epim_nas.report.tables import markdown_table
@@ -366,9 +367,9 @@ def _pages(
 ) -> list[tuple[str, str]]:
     """(tag, markdown) of the text pages."""
     typed = notes.commands(result, run_folder)
-    lines: list[Any] = [f"**{purpose}**\n\n    {command}\n" for purpose, command in typed]
-    how = [f"- **{name}**: {text}" for name, text in notes.measured(result)]
-    how.append(f"- **hypervolume**: {reference.describe()}")
+    lines = [f"**{purpose}**\n\n{markdown_code(command)}\n" for purpose, command in typed]
+    measured = [*notes.measured(result), ("hypervolume", reference.describe())]
+    how = [f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in measured]
     return [
         ("front", markdown_table(result)),
         ("commands", "\n".join(lines)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from epim_nas.cluster.executor import PoolState
+from epim_nas.report.escape import markdown_code
 from epim_nas.report.events import RunEvents
 
 _LINES = 200
@@ -63,5 +64,5 @@ class WorkersWriter(logging.Handler):
             from torch.utils.tensorboard.summary import text
 
             self._news = False
-            page = "\n".join(f"    {line}" for line in self._lines)
+            page = "\n".join(map(markdown_code, self._lines))
             self._events.add(text("workers/log", page), step)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from epim_nas.errors import EpimError
-from epim_nas.files import write_text
+from epim_nas.files import naming, write_text
 from epim_nas.records import Origin
 from epim_nas.space.space import Row
 
@@ -65,9 +65,10 @@ class InFlight:
         if self._file is None or self._lines >= 2 * len(self._pending) + _SLACK:
             self._replace()
             return
-        self._file.write(_line(pending))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.write(_line(pending))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._lines += 1
 
     def end(self, asked: int) -> None:

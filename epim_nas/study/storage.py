@@ -157,6 +157,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
 
     Raises:
         StorageDown: it did not answer for :data:`PATIENCE_SECONDS`.
+        OSError: a file that may not be read or written, or a folder that is gone.
     """
     from sqlalchemy.exc import DBAPIError
 
@@ -164,6 +165,8 @@ def patiently(action: Callable[[], T], what: str) -> T:
     while True:
         try:
             return action()
+        except (PermissionError, FileNotFoundError):
+            raise  # a file's: waiting does not help
         except (DBAPIError, StorageInternalError, OSError) as error:
             waited = time.monotonic() - started
             if waited + pause > PATIENCE_SECONDS:

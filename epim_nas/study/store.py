@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from epim_nas.errors import EpimError, InputError
-from epim_nas.files import write_json
+from epim_nas.files import make_parents, write_json
 from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.space.space import SearchSpace
@@ -117,12 +117,16 @@ class TrialStore:
         self, storage: str | None, name: str, read_only: bool
     ) -> tuple[BaseStorage, optuna.Study]:
         if not read_only:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_parents(self.path)
             if storage is None:
                 repair_journal(self.path)
         try:
             opened = open_journal(self.path) if storage is None else open_url(storage)
             return opened, patiently(lambda: self._study_of(opened, name, read_only), self.place)
+        except OSError as error:
+            raise InputError(
+                str(self.path), f"cannot be read: {error.strerror}", hint="Check who may read it."
+            ) from None
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             if storage is not None:
                 raise InputError(

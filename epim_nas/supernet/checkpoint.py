@@ -71,8 +71,14 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    write_saved(path, content)
+
+
+def write_saved(path: Path, content: Any) -> None:
+    """Replace ``path`` atomically by what ``torch.save`` writes of tensors and plain data."""
+    # Into a file of Python's: torch says nothing of a full disk that could be understood.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epim_nas.errors import InputError
-from epim_nas.files import atomic_path, digest
+from epim_nas.files import digest
 from epim_nas.solver.exact import Scores
 from epim_nas.solver.exact_front import judges_accuracy
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import FloatArray
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
-from epim_nas.supernet.checkpoint import load_saved
+from epim_nas.supernet.checkpoint import load_saved, write_saved
 
 TaskLoss = Callable[[Sequence[Tensor], int], Tensor]
 """(groups of (choices,) one-hot draws, step) -> loss (nats); gradients flow to the draws."""
@@ -125,8 +125,7 @@ def gradient_rows(
             state.rows.append(_rounded(solver, state, seed))
         last = step + 1 == descent.steps
         if checkpoint is not None and (last or (step + 1) % descent.checkpoint_every == 0):
-            with atomic_path(checkpoint) as temporary:
-                torch.save({**state.dump(), "identity": identity}, temporary)
+            write_saved(checkpoint, {**state.dump(), "identity": identity})
     return list(dict.fromkeys(state.rows))[:count]
 
 

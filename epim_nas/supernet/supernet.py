@@ -28,6 +28,7 @@ from epim_nas.epitome.quantization import (
 )
 from epim_nas.epitome.sampling import project
 from epim_nas.errors import InputError
+from epim_nas.files import safe_name
 from epim_nas.network.modules import clone
 from epim_nas.network.spec import Network
 from epim_nas.space.space import SearchSpace
@@ -170,6 +171,7 @@ class Supernet(nn.Module):
             progress(done)
 
         for name, choices in space.layer_choices.items():
+            file = safe_name(name)  # of a module: it may hold a path
             module = self.model.get_submodule(name)
             assert isinstance(module, (nn.Conv2d, nn.Linear)), name
             plans = [choice.plan(network[name]) for choice in choices]
@@ -177,14 +179,14 @@ class Supernet(nn.Module):
                 if align is not None:
                     plans = align_plans(
                         module.weight.detach().double().cpu().numpy(), plans, align,
-                        file=None if alignments is None else alignments / f"{name}.npz",
+                        file=None if alignments is None else alignments / f"{file}.npz",
                         progress=advance,
                     )  # fmt: skip
                 offsets = None
                 if covariances is not None and name in covariances:
                     offsets = output_offsets(
                         module.weight, plans, covariances[name],
-                        file=None if alignments is None else alignments / f"{name}.start.npz",
+                        file=None if alignments is None else alignments / f"{file}.start.npz",
                         progress=advance,
                     )  # fmt: skip
                 layer = SuperLayer(module, choices, plans, quantization, offsets)

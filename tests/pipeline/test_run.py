@@ -397,7 +397,7 @@ def test_weights_that_do_not_fit_the_network_are_named(finished: Path, tmp_path:
             {name: value.contiguous() for name, value in changed.items()},
             tmp_path / "w.safetensors",
         )
-        with pytest.raises(InputError, match="--weights: are not those of the design"):
+        with pytest.raises(InputError, match="--weights: the tensors are not the model's"):
             export_trial(
                 RunFolder(finished),
                 str(trial),

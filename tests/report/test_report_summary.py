@@ -7,7 +7,8 @@ import pytest
 
 from epim_nas.records import Finalist, RunResult
 from epim_nas.report import notes
-from epim_nas.report.summary import latex_table, latex_text, markdown_summary
+from epim_nas.report.escape import latex_text
+from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import front_rows
 
 CONFIG = {

@@ -14,7 +14,7 @@ import numpy as np
 from epim_nas.cluster.executor import LocalExecutor
 from epim_nas.cluster.ray_tune import tune_stepwise
 from epim_nas.cluster.registry import pool_settings
-from epim_nas.files import write_json
+from epim_nas.files import make_parents, write_json
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
@@ -78,7 +78,7 @@ def finetune_finalists(
     """
     settings = setup.config.finalists
     config = settings.train_config(settings.steps, setup.config.data.batch_size)
-    folder.finalists.mkdir(parents=True, exist_ok=True)
+    make_parents(finalist_file(folder, 0))
     jobs: dict[int, tuple[Any, ...]] = {}
     for record in finalists:
         file = finalist_file(folder, record.number)
