@@ -432,17 +432,21 @@ def read_text(path: str | Path) -> str:
         InputError: the file is missing, not a regular file, too large, or not readable as text.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(str(path), "not a text file (UTF-8)") from None
 
 
 _MOST_BYTES = 2**28
-"""Largest file that is read whole (256 MiB)."""
+"""Largest text file (256 MiB)."""
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
 
     Raises:
         InputError: the file is missing, a folder, a device or a pipe, too large, or not readable.
@@ -452,9 +456,9 @@ def read_bytes(path: str | Path) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(str(path), "is a device, a pipe or a socket", "a regular file")
-            if status.st_size > _MOST_BYTES:
+            if most is not None and status.st_size > most:
                 raise InputError(
-                    str(path), f"has {status.st_size:,} bytes", f"at most {_MOST_BYTES:,} bytes"
+                    str(path), f"has {status.st_size:,} bytes", f"at most {most:,} bytes"
                 )
             return file.read()
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import yaml
 
 from epim_nas.errors import InputError, nearest
 from epim_nas.files import parse_yaml, read_bytes, yaml_problem
+from epim_nas.stored import check_stored
 
 
 class Strict(pydantic.BaseModel):
@@ -58,10 +59,10 @@ def validate(model: type[M], data: Any, source: str) -> M:
 
 
 def load_json_as(path: Path, kind: type[T], hint: str) -> T:
-    """The content of a JSON file as a type of plain values.
+    """The content of a JSON file that was stored as a type of plain values.
 
     Args:
-        path: the file.
+        path: the file, in a folder all of whose files were stored (:mod:`epim_nas.stored`).
         kind: such as ``dict[str, float]``, a TypedDict or a dataclass.
         hint: what to do where it is damaged.
 
@@ -70,12 +71,14 @@ def load_json_as(path: Path, kind: type[T], hint: str) -> T:
     """
     content = read_bytes(path)
     try:
-        return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
+        value = pydantic.TypeAdapter(kind).validate_json(content, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         reason = f"{place}: {first['msg']}" if place else first["msg"]
         raise InputError(str(path), f"is damaged ({reason})", hint=hint) from None
+    check_stored(path, hint, path.parent)  # after what can be said of the fault itself
+    return value
 
 
 def describe(value: Any) -> str:

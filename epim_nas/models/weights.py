@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from epim_nas.errors import InputError, nearest
 from epim_nas.files import atomic_path
+from epim_nas.stored import check_stored, store_path
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +131,8 @@ def save_weights(
     model_or_state: nn.Module | Mapping[str, torch.Tensor],
     path: str | Path,
     metadata: Mapping[str, Any] | None = None,
+    *,
+    stored: bool = False,
 ) -> None:
     """Write a safetensors file, replacing it atomically.
 
@@ -137,6 +140,7 @@ def save_weights(
         model_or_state: a model or its state dict.
         path: the file.
         metadata: what to say about it; values are stored as text.
+        stored: whether a run reads it back, so that its digest is noted (:mod:`epim_nas.stored`).
     """
     from safetensors.torch import save_file
     from torch import nn
@@ -147,7 +151,7 @@ def save_weights(
     # Tensors that share memory would be refused; each is written out on its own.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     notes = {str(key): str(value) for key, value in (metadata or {}).items()}
-    with atomic_path(path) as temporary:
+    with (store_path if stored else atomic_path)(path) as temporary:
         save_file(tensors, temporary, metadata=notes or None)
 
 
@@ -155,7 +159,8 @@ def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, t
     """The state dict of a checkpoint, on the CPU, as it is stored.
 
     Raises:
-        InputError: no such file, not a checkpoint, or a checkpoint that would execute code.
+        InputError: no such file, not a checkpoint, a checkpoint that would execute code, or one
+            that a run has stored and that has changed.
     """
     file = find_weights(path, field=field)
     try:
@@ -167,6 +172,7 @@ def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, t
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
             allowed = "a safetensors file, or a state dict saved with torch.save"
             raise InputError(field, f"`{file}` is {what}", allowed, "Download the file again.")
+    check_stored(file)
     # A safetensors file is a length of 8 bytes and a JSON object.
     if start[8:9] == b"{" and not zipfile.is_zipfile(file):
         return _read_safetensors(file, field)

@@ -26,6 +26,7 @@ from epim_nas.pipeline.config_paths import with_absolute_paths
 from epim_nas.schema import Strict, apply_overrides, validate
 from epim_nas.solver.metrics import metric_of, parse_objective
 from epim_nas.space.config import SpaceConfig
+from epim_nas.stored import check_stored
 from epim_nas.study.storage import check_url
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.sandwich import Around
@@ -386,6 +387,12 @@ class RunConfig(Strict):
         return objectives
 
 
+CHANGED_RUN_FILE = (
+    "Give changes by `--set key=value`, or change a copy of the file in another folder."
+)
+"""What to do where the run file of a run folder was changed."""
+
+
 def load_run_config(
     name_or_path: str, overrides: list[str] | None = None
 ) -> tuple[RunConfig, Path]:
@@ -411,4 +418,6 @@ def load_run_config(
     # What is in the file is meant from there, what is typed from the current folder.
     data = with_absolute_paths(data, path.parent, here)
     data = with_absolute_paths(apply_overrides(data, overrides or [], "--set"), here)
-    return validate(RunConfig, data, str(path)), path
+    config = validate(RunConfig, data, str(path))
+    check_stored(path, CHANGED_RUN_FILE)  # where it is that of a run folder
+    return config, path

@@ -12,9 +12,9 @@ import torch
 from epim_nas import interrupts
 from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
-from epim_nas.files import dump_yaml, write_json, write_text
+from epim_nas.files import dump_yaml
 from epim_nas.network.modules import clone
-from epim_nas.network.yaml_io import save_network
+from epim_nas.network.yaml_io import network_to_dict
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
@@ -45,6 +45,7 @@ from epim_nas.solver.metrics import own_sources
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.solver.unreachable_budget import UnreachableBudget, check_reachable
 from epim_nas.space.space import SearchSpace
+from epim_nas.stored import store_json, store_text
 from epim_nas.study.storage import open_url
 
 log = logging.getLogger(__name__)
@@ -155,14 +156,14 @@ def _run(
     seeds = seeds_of(setup, solver)
     settings = {"budget": limits, "seed": config.seed, "metrics": own_sources()}
     store = open_store(folder, config, space, settings)
-    write_json(folder.budget, limits)
+    store_json(folder.budget, limits)
     with DashboardWriter(
         folder.tensorboard, config.name, config.objectives, limits, baseline
     ) as dashboard:
         for record in store.records():
             dashboard.add_trial(record)
         curve = train_supernet(setup, supernet, teacher, solver, seeds, folder, reporter)
-        write_json(folder.supernet, curve)
+        store_json(folder.supernet, curve)
         for step, loss in curve:
             dashboard.add_supernet_loss(step, loss)
         scorer = make_scorer(setup, supernet, teacher)
@@ -235,6 +236,6 @@ def _with_nearest(error: UnreachableBudget, setup: Setup, folder: RunFolder) -> 
 
 def _describe(setup: Setup, space: SearchSpace, folder: RunFolder) -> None:
     """Store what turns indices into designs, so that results can be read offline."""
-    save_network(setup.network, folder.network)
-    write_json(folder.space, space.to_dict())
-    write_text(folder.chip, dump_yaml(setup.chip.to_dict()))
+    store_text(folder.network, dump_yaml(network_to_dict(setup.network)))
+    store_json(folder.space, space.to_dict())
+    store_text(folder.chip, dump_yaml(setup.chip.to_dict()))

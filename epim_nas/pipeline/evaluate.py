@@ -21,6 +21,7 @@ from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.stages.baseline import (
     activation_batch,
+    load_baseline,
     load_given_weights,
     measure,
     output_covariances,
@@ -138,7 +139,7 @@ def load_trained(config: RunConfig, run_folder: Path, design: Design, source: st
     given = load_given_weights(setup)
     if given is None and baseline.is_file():
         # The run trained its own network, and RUN is in its folder.
-        load_weights(setup.model, baseline)
+        load_baseline(setup.model, baseline)
     elif given is None:
         raise InputError(
             f"{run_folder / 'run.yaml'}: model.weights",

@@ -86,7 +86,7 @@ def export_trial(
             f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
             f"--run {folder.config}`.",
         )
-    network = load_network(folder.network)
+    network = folder.read(folder.network, load_network)
     state = None if finalist is None else read_state(folder.path / finalist.weights)
     if weights is not None:
         state = read_state(weights)
@@ -152,7 +152,7 @@ def trained_model(folder: str | Path, which: str | int | None = None) -> nn.Modu
             "which", f"trial {record.number} was not fine-tuned", f"a fine-tuned trial: {tuned}"
         )
     state = read_state(run.path / finalist.weights)
-    network, chip = load_network(run.network), load_cost_model(run).chip
+    network, chip = run.read(run.network, load_network), load_cost_model(run).chip
     return _trained(run.load_config(), network, chip, record.design, state).eval()
 
 

@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from epim_nas.errors import InputError
-from epim_nas.files import (
-    dump_yaml,
-    load_yaml,
-    locked,
-    make_folder,
-    read_bytes,
-    write_json,
-    write_text,
-)
-from epim_nas.pipeline.config import RunConfig
+from epim_nas.files import dump_yaml, load_yaml, locked, make_folder, read_bytes
+from epim_nas.pipeline.config import CHANGED_RUN_FILE, RunConfig
 from epim_nas.schema import load_json_as, validate
+from epim_nas.stored import check_stored, store_json, store_text
 
 T = TypeVar("T")
 
@@ -146,10 +139,22 @@ class RunFolder:
         _check_there(path)
         content = read_bytes(path)
         try:
-            return make(json.loads(content))
+            value = make(json.loads(content))
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(str(path), f"is damaged ({reason})", hint=_DAMAGED) from None
+        check_stored(path, _DAMAGED, self.path)
+        return value
+
+    def read(self, path: Path, load: Callable[[str], T]) -> T:
+        """What ``load`` makes of another file of this folder; its errors name the file.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        value = load(str(path))
+        check_stored(path, _DAMAGED, self.path)
+        return value
 
     def load(self, path: Path, kind: type[T]) -> T:
         """The content of a JSON file of this folder as a type of plain values.
@@ -186,7 +191,9 @@ class RunFolder:
                 "is not the folder of a run: it has no run.yaml",
                 hint="Give the folder that `epim-nas search` wrote.",
             )
-        return validate(RunConfig, load_yaml(self.config), str(self.config))
+        config = validate(RunConfig, load_yaml(self.config), str(self.config))
+        check_stored(self.config, CHANGED_RUN_FILE, self.path)
+        return config
 
     def adopt(self, config: RunConfig) -> None:
         """Make this the folder of ``config``, or check that it is.
@@ -226,7 +233,7 @@ class RunFolder:
         # Read again at the end of a stage, when its work would be lost by an error.
         self.stored_versions()
         self.stored_seconds()
-        write_text(self.config, dump_yaml(new))
+        store_text(self.config, dump_yaml(new))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -245,13 +252,13 @@ class RunFolder:
         for name, version in versions.items():
             parts = known.get(name, version).split(", then ")
             known[name] = ", then ".join(parts if parts[-1] == version else [*parts, version])
-        write_json(self.versions, known)
+        store_json(self.versions, known)
 
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Add the seconds that a stage took, over all resumed parts."""
         known = self.stored_seconds()
         known[stage] = round(known.get(stage, 0.0) + seconds, 3)
-        write_json(self.progress, known)
+        store_json(self.progress, known)
 
 
 def _check_there(path: Path) -> None:

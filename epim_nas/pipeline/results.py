@@ -16,7 +16,7 @@ from typing import Any
 from epim_nas._version import __version__
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
-from epim_nas.files import write_json, write_text
+from epim_nas.files import write_text
 from epim_nas.hardware import CostModel, load_chip
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
@@ -31,6 +31,7 @@ from epim_nas.schema import Number
 from epim_nas.solver.metrics import own_texts
 from epim_nas.solver.pareto import BEST_IN, SELECTIONS, front_numbers, select
 from epim_nas.space.space import SearchSpace
+from epim_nas.stored import store_json
 from epim_nas.study.store import STUDY_NAME, TrialStore
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def open_store(
     if storage is not None:
         # One database serves many runs: each has a study of its own, and knows its name.
         if settings is not None and not folder.study.exists():
-            write_json(folder.study, {"study": f"{config.name}-{secrets.token_hex(4)}"})
+            store_json(folder.study, {"study": f"{config.name}-{secrets.token_hex(4)}"})
         name = str(folder.parse(folder.study, lambda data: data["study"]))
     return TrialStore(
         folder.journal,
@@ -153,7 +154,7 @@ def report_text(folder: RunFolder, form: str, out: Path | None = None) -> str:
     """
     result, cost = load_result(folder), load_cost_model(folder)
     if form == "html":
-        return _page(result, folder, cost, load_network(folder.network))
+        return _page(result, folder, cost, folder.read(folder.network, load_network))
     if form == "latex":
         return latex_table(result, cost.chip.name)
     picture = folder.path / "front.png"
@@ -176,7 +177,8 @@ def _page(result: RunResult, folder: RunFolder, cost: CostModel, network: Networ
 
 def load_cost_model(folder: RunFolder) -> CostModel:
     """The cost model of a run, from the network and chip that its folder stores."""
-    return CostModel(load_network(folder.network), load_chip(str(folder.chip)))
+    network = folder.read(folder.network, load_network)
+    return CostModel(network, folder.read(folder.chip, load_chip))
 
 
 def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostModel) -> Design:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from epim_nas.errors import InputError
-from epim_nas.files import atomic_path
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.stored import check_stored, store_path
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,20 @@ def take_over(config: RunConfig, folder: RunFolder) -> list[str]:
         for file in sorted(source.checkpoints.glob(pattern)):
             name = file.relative_to(source.checkpoints)
             target = folder.checkpoints / name
-            if not target.exists():
-                with atomic_path(target) as temporary:
+            if not target.exists() and _is_intact(file, source.path):
+                with store_path(target) as temporary:
                     shutil.copyfile(file, temporary)
                 taken.append(str(name))
     if taken:
         log.info("taken over from %s: %s", source.path, ", ".join(taken))
     return taken
+
+
+def _is_intact(file: Path, folder: Path) -> bool:
+    """Whether a file can be taken over; the run computes what cannot."""
+    try:
+        check_stored(file, folder=folder)
+    except InputError as error:
+        log.warning("not taken over: %s", error)
+        return False
+    return True

@@ -10,13 +10,14 @@ import urllib.parse
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from epim_nas.errors import EpimError, InputError
+from epim_nas.stored import Growing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,14 +119,35 @@ def open_url(url: str) -> BaseStorage:
         raise InputError("search.storage", f"`{url}`: {_reason(error)}") from None
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """The storage of a journal file. The lock is a file that dies with its owner's stale age."""
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+class _NotedFile(JournalFileBackend):
+    """A journal file whose digest is noted with every line."""
+
+    def __init__(self, path: Path, digest: Growing | None) -> None:
+        # The lock is a file that dies with its owner's stale age.
+        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        self._digest = digest
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs(logs)
+        if self._digest is not None:
+            self._digest.note()
 
 
-def repair_journal(path: Path) -> None:
+def open_journal(path: Path, digest: Growing | None = None) -> JournalStorage:
+    """The storage of a journal file.
+
+    Args:
+        path: the file.
+        digest: notes the digest of what is written.
+    """
+    return JournalStorage(_NotedFile(path, digest))
+
+
+def repair_journal(path: Path, digest: Growing) -> None:
     """Make a killed writer's journal writable: cut a torn last line, remove its lock."""
     cut_torn_line(path)
+    if path.exists():
+        digest.note()  # of a line that was written just before a kill
     for lock in path.parent.glob(f"{path.name}.lock*"):
         # The run folder is locked by this process, so a journal lock is a dead driver's.
         lock.unlink(missing_ok=True)

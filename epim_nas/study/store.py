@@ -8,7 +8,6 @@ is down cannot take waits in another one.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +19,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from epim_nas.errors import EpimError, InputError
-from epim_nas.files import make_parents, write_json
+from epim_nas.errors import InputError
+from epim_nas.files import load_json, make_parents
 from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.space.space import SearchSpace
+from epim_nas.stored import Growing, check_stored, remove_stored, store_json
 from epim_nas.study.inflight import InFlight, Pending
 from epim_nas.study.storage import (
     StorageDown,
@@ -110,6 +110,7 @@ class TrialStore:
         )
         identity = {"space": space.digest, "objectives": list(self.objectives)}
         self._check_settings(identity | dict(settings or {}), read_only)
+        self._check_trials()
         if not read_only:
             self._save_unsaved()
 
@@ -118,10 +119,13 @@ class TrialStore:
     ) -> tuple[BaseStorage, optuna.Study]:
         if not read_only:
             make_parents(self.path)
-            if storage is None:
-                repair_journal(self.path)
+        digest = Growing(self.path)
+        if storage is None:
+            digest.check()
+            if not read_only:
+                repair_journal(self.path, digest)
         try:
-            opened = open_journal(self.path) if storage is None else open_url(storage)
+            opened = open_journal(self.path, digest) if storage is None else open_url(storage)
             return opened, patiently(lambda: self._study_of(opened, name, read_only), self.place)
         except OSError as error:
             raise InputError(
@@ -164,6 +168,16 @@ class TrialStore:
                 self.place,
                 f"the folder holds a search with another {' and '.join(changed)}",
                 hint="Use the run file it was made with, or another --out folder.",
+            )
+
+    def _check_trials(self) -> None:
+        """Check that every trial is one of this search's, and there once."""
+        asked = [trial.user_attrs.get("asked") for trial in self.trials()]
+        if None in asked or len(set(asked)) < len(asked):
+            raise InputError(
+                self.place,
+                "holds trials that the search did not store, or one of them twice",
+                hint="Restore it from a copy, or use another --out folder.",
             )
 
     def trials(self) -> list[FrozenTrial]:
@@ -215,7 +229,7 @@ class TrialStore:
         try:
             stored = self._store(finished)
         except StorageDown as down:
-            write_json(self._unsaved_file, [*self._unsaved(), asdict(finished)])
+            store_json(self._unsaved_file, [asdict(f) for f in (*self._unsaved(), finished)])
             raise StorageDown(
                 f"{down}. What was finished is stored; the trial that could not be is kept in "
                 f"{self._unsaved_file} and stored when the search goes on. Type the same command "
@@ -307,34 +321,35 @@ class TrialStore:
         """Proposals that an earlier, killed driver had in flight and that are not stored."""
         return self._in_flight.left_over(trial.user_attrs["asked"] for trial in self.trials())
 
-    def _unsaved(self) -> list[dict[str, Any]]:
+    def _unsaved(self) -> list[Finished]:
         return _entries(self._unsaved_file)
 
     def _save_unsaved(self) -> None:
         """Store what an earlier driver could not."""
-        for entry in self._unsaved():
-            finished = Finished(**{**entry, "pending": Pending.from_dict(entry["pending"])})
+        for finished in self._unsaved():
             if self._stored(finished.pending.asked) is None:
                 self._store(finished)
                 log.info("stored a trial that %s could not take before", self.place)
-        self._unsaved_file.unlink(missing_ok=True)
+        remove_stored(self._unsaved_file)
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
+def _entries(file: Path) -> list[Finished]:
     """The trials that a database could not take; none where the file is missing.
 
-    Raises:
-        EpimError: it cannot be read.
+    None, with a warning, where it is damaged as well: they are still noted as in flight.
     """
     if not file.exists():
         return []
     try:
-        entries = json.loads(file.read_text())
-        for entry in entries:
-            Pending.from_dict(entry["pending"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EpimError(f"{file}: cannot be read ({error}); delete it") from None
-    return list(entries)
+        entries = load_json(file)
+        check_stored(file)
+        return [
+            Finished(**{**entry, "pending": Pending.from_dict(entry["pending"])})
+            for entry in entries
+        ]
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read (%s): its trials are evaluated again", file, error)
+        return []
 
 
 def without_legacy(trial: FrozenTrial) -> FrozenTrial:

@@ -8,19 +8,19 @@ sum could lead to others.
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from epim_nas.epitome.alignment import AlignmentSearch, align
 from epim_nas.epitome.plan import SamplingPlan
-from epim_nas.errors import InputError
-from epim_nas.files import atomic_path, digest
+from epim_nas.files import digest
+from epim_nas.supernet.caches import read_cache, write_cache
 
 
 def align_plans(
@@ -77,22 +77,20 @@ def _read(
     file: Path | None, plans: Sequence[SamplingPlan], identity: str
 ) -> dict[SamplingPlan, SamplingPlan] | None:
     """The aligned plans in a file; None where it holds others, or is damaged."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        with np.load(file) as stored:
-            if str(stored["identity"]) != identity:
-                return None
-            found = {}
-            for number, plan in enumerate(plans):
-                orders = [
-                    stored[key].tolist() if key in stored else None
-                    for key in (f"out.{number}", f"in.{number}")
-                ]
-                found[plan] = plan.reordered(*orders)
-            return found
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, InputError):
-        return None
+
+    def read(stored: Mapping[str, Any]) -> dict[SamplingPlan, SamplingPlan] | None:
+        if str(stored["identity"]) != identity:
+            return None
+        found = {}
+        for number, plan in enumerate(plans):
+            orders = [
+                stored[key].tolist() if key in stored else None
+                for key in (f"out.{number}", f"in.{number}")
+            ]
+            found[plan] = plan.reordered(*orders)
+        return found
+
+    return read_cache(file, read)
 
 
 def _write(file: Path, plans: Sequence[SamplingPlan], identity: str) -> None:
@@ -103,5 +101,4 @@ def _write(file: Path, plans: Sequence[SamplingPlan], identity: str) -> None:
         if plan.in_order is not None:
             rows = plan.in_order[:1] if plan.wrap or plan.wrap_in else plan.in_order
             arrays[f"in.{number}"] = np.array(rows, dtype=np.int32)
-    with atomic_path(file) as temporary, open(temporary, "wb") as target:
-        np.savez(target, **arrays)  # type: ignore[arg-type]
+    write_cache(file, arrays)

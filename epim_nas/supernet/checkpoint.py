@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from epim_nas.errors import InputError
-from epim_nas.files import atomic_path
+from epim_nas.stored import check_stored, store_path
 
 FORMAT = "epim-nas/training@1"
 _ANEW = "Remove the file to train from the beginning."
@@ -77,7 +77,7 @@ def save_checkpoint(
 def write_saved(path: Path, content: Any) -> None:
     """Replace ``path`` atomically by what ``torch.save`` writes of tensors and plain data."""
     # Into a file of Python's: torch says nothing of a full disk that could be understood.
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with store_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
 
@@ -133,6 +133,7 @@ def load_saved(path: Path, hint: str) -> Any:
     Raises:
         InputError: the file is missing or damaged.
     """
+    check_stored(path, hint)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from epim_nas.data.base import Batch, Data
-from epim_nas.files import digest, write_json
+from epim_nas.errors import InputError
+from epim_nas.files import digest, load_json
 from epim_nas.models.weights import save_weights
 from epim_nas.network.modules import clone
+from epim_nas.stored import check_stored, store_json
 from epim_nas.supernet.checkpoint import another_training
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.evaluation import (
@@ -26,6 +28,8 @@ from epim_nas.supernet.evaluation import (
 )
 from epim_nas.supernet.supernet import Supernet
 from epim_nas.supernet.training import TrainConfig, train
+
+log = logging.getLogger(__name__)
 
 Measure = Callable[[nn.Module, Data], float]
 """A metric that the user registered, of a network."""
@@ -103,12 +107,15 @@ def start_file(checkpoint: Path) -> Path:
 
 def _read_start(file: Path) -> dict[str, Any] | None:
     """What was measured before a training; None where it has to be measured again."""
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not file.exists():
         return None
-    known = {"training", "validation_accuracy", "damage"}
-    return stored if isinstance(stored, dict) and known <= stored.keys() else None
+    try:
+        stored = load_json(file)
+        check_stored(file)
+        return {name: stored[name] for name in ("training", "validation_accuracy", "damage")}
+    except (InputError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%s): measured again", file, error)
+        return None
 
 
 class Scorer:
@@ -209,7 +216,8 @@ class Scorer:
         if after < before:
             model.load_state_dict(start)
         test = self._evaluate(model, "test")
-        save_weights(model, weights, metadata={"validation_accuracy": f"{max(after, before):.4f}"})
+        reached = {"validation_accuracy": f"{max(after, before):.4f}"}
+        save_weights(model, weights, metadata=reached, stored=True)
         steps = result.steps if after >= before else 0
         return FinetuneResult(
             steps=steps,
@@ -242,7 +250,7 @@ class Scorer:
             model, self._teacher, self._calibration, self._settings.device, self._settings.precision
         )
         start = {"training": training, "validation_accuracy": before, "damage": damage}
-        write_json(file, start)
+        store_json(file, start)
         return before, damage
 
     def _recalibrate(self, model: nn.Module) -> None:

@@ -6,10 +6,10 @@ Of a wide network this takes minutes, and a search that is resumed should not so
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from epim_nas.epitome.output_projection import OutputProjection
 from epim_nas.epitome.plan import SamplingPlan
 from epim_nas.epitome.sampling import project
-from epim_nas.files import atomic_path, digest
+from epim_nas.files import digest
+from epim_nas.supernet.caches import read_cache, write_cache
 
 _SOLVER_STEPS = 20
 """Steps of the projection onto outputs. All designs of a ResNet-20 that were tried had the accuracy
@@ -64,8 +65,7 @@ def output_offsets(
         progress(count)
     if file is not None:
         arrays = {f"offset.{n}": found[plan].cpu().numpy() for n, plan in enumerate(wanted)}
-        with atomic_path(file) as temporary, open(temporary, "wb") as target:
-            np.savez(target, identity=np.array(identity), **arrays)  # type: ignore[arg-type]
+        write_cache(file, {"identity": np.array(identity), **arrays})
     return found
 
 
@@ -86,12 +86,10 @@ def _read(
     file: Path | None, plans: Sequence[SamplingPlan], identity: str
 ) -> dict[SamplingPlan, Tensor] | None:
     """The offsets in a file; None where it holds others, or is damaged."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        with np.load(file) as stored:
-            if str(stored["identity"]) != identity:
-                return None
-            return {plan: torch.from_numpy(stored[f"offset.{n}"]) for n, plan in enumerate(plans)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+
+    def read(stored: Mapping[str, Any]) -> dict[SamplingPlan, Tensor] | None:
+        if str(stored["identity"]) != identity:
+            return None
+        return {plan: torch.from_numpy(stored[f"offset.{n}"]) for n, plan in enumerate(plans)}
+
+    return read_cache(file, read)

@@ -16,7 +16,7 @@ from torch import nn
 from epim_nas.epitome.design import load_design
 from epim_nas.errors import InputError, InterruptedRun
 from epim_nas.export.weights import WEIGHTS
-from epim_nas.files import locked, make_folder, write_json
+from epim_nas.files import locked, make_folder
 from epim_nas.models.weights import save_weights
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
 from epim_nas.pipeline.context import Setup
@@ -29,6 +29,7 @@ from epim_nas.pipeline.results import relative
 from epim_nas.pipeline.stages.baseline import measure, score_settings
 from epim_nas.pipeline.workers import train_on_workers
 from epim_nas.schema import load_json_as, validate
+from epim_nas.stored import remove_stored, store_json
 from epim_nas.supernet.damage import measure_damage, peak_rate
 from epim_nas.supernet.train_config import TrainConfig
 from epim_nas.supernet.training import TrainResult
@@ -161,8 +162,8 @@ def _prepare(
         before = measure(setup, model, "validation").accuracy
         damage = measure_damage(model, setup.model, batches, config.device, config.precision)
         start = Start(before, damage, peak_rate(settings.lr, damage))
-        save_weights(model, job.start)
-        write_json(job.start_record, asdict(start))
+        save_weights(model, job.start, stored=True)
+        store_json(job.start_record, asdict(start))
     training = settings.train_config(1, config.data.batch_size, start.learning_rate)
     steps = settings.epochs * steps_per_epoch(setup, training)
     return replace(training, steps=steps), start
@@ -201,12 +202,13 @@ def _conclude(
         "test_accuracy": result["test_accuracy"],
         "epochs": result["epochs"],
     }
-    save_weights(model, weights, metadata={key: str(value) for key, value in measured.items()})
+    texts = {key: str(value) for key, value in measured.items()}
+    save_weights(model, weights, metadata=texts, stored=True)
     provenance = {**job.design.provenance, "finetuned": measured}
     replace(job.design, provenance=provenance).save(job.folder / "design.yaml")
-    write_json(job.folder / "result.json", result)
+    store_json(job.folder / "result.json", result)
     for temporary in (job.state, job.start, job.start_record):
-        temporary.unlink(missing_ok=True)
+        remove_stored(temporary)
     return result
 
 

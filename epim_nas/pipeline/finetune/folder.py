@@ -11,10 +11,11 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 from epim_nas.errors import InputError
 from epim_nas.export.weights import weights_digest
-from epim_nas.files import digest, file_digest, write_json
+from epim_nas.files import digest, file_digest
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.finetune.job import Job
 from epim_nas.schema import load_json_as
+from epim_nas.stored import check_stored, store_json
 from epim_nas.supernet.evaluation import resolve_device, resolve_precision
 
 DAMAGED = "Remove the folder, or give another --out."
@@ -112,7 +113,7 @@ def adopt(job: Job, settings: dict[str, Any]) -> Result | None:
     if result.exists() or job.start_record.exists():
         stored = load_json_as(file, dict[str, Any], DAMAGED)
         _check_same(job.folder, _by_path(stored), _by_path(settings))
-    write_json(file, settings)
+    store_json(file, settings)
     if not result.exists():
         return None
     finished = load_json_as(result, Result, DAMAGED)
@@ -121,6 +122,7 @@ def adopt(job: Job, settings: dict[str, Any]) -> Result | None:
         raise InputError(
             str(weights), "is missing, though the fine-tuning is finished", hint=DAMAGED
         )
+    check_stored(weights, DAMAGED, job.folder)
     return finished
 
 

@@ -16,8 +16,8 @@ from epim_nas.data.base import Batch, Split
 from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.epitome.statistics import input_covariances
 from epim_nas.errors import InputError
-from epim_nas.files import file_digest, write_json
-from epim_nas.models.weights import find_weights, load_weights, save_weights
+from epim_nas.files import file_digest
+from epim_nas.models.weights import find_weights, load_state, load_weights, read_state, save_weights
 from epim_nas.pipeline.config import PRETRAINED
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
@@ -27,6 +27,7 @@ from epim_nas.solver.exact_front import exact_seeds
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.metrics import own_metrics
 from epim_nas.space.space import Row, SearchSpace
+from epim_nas.stored import remove_stored, store_json
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.descent import Descent, gradient_rows
 from epim_nas.supernet.evaluation import (
@@ -65,7 +66,7 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
     given = load_given_weights(setup)
     source = given or "trained in this run"
     if given is None and cached.exists():
-        load_weights(model, cached)
+        load_baseline(model, cached)
     elif given is None:
         log.info("model.weights is not given: training the baseline first")
         training = config.baseline
@@ -80,8 +81,8 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
                 checkpoint=folder.checkpoints / "baseline.state",
                 progress=lambda step, loss: advance(step, f"loss {loss:.3f}"),
             )
-        save_weights(model, cached, metadata={"run": config.name})
-        (folder.checkpoints / "baseline.state").unlink(missing_ok=True)
+        save_weights(model, cached, metadata={"run": config.name}, stored=True)
+        remove_stored(folder.checkpoints / "baseline.state")
     if folder.baseline.exists():
         stored = folder.parse(folder.baseline, lambda data: Baseline(**data))
         if stored.weights != source:
@@ -100,8 +101,13 @@ def prepare_baseline(setup: Setup, folder: RunFolder, reporter: Reporter) -> Bas
         totals=setup.dense_totals() | _own_of_dense(setup),
         weights=source,
     )
-    write_json(folder.baseline, asdict(baseline))
+    store_json(folder.baseline, asdict(baseline))
     return baseline
+
+
+def load_baseline(model: nn.Module, file: Path) -> None:
+    """Load the network that a run has trained. It is named where it is damaged."""
+    load_state(model, read_state(file, field=str(file)), str(file))
 
 
 def _own_of_dense(setup: Setup) -> dict[str, float]:

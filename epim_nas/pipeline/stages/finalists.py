@@ -14,7 +14,7 @@ import numpy as np
 from epim_nas.cluster.executor import LocalExecutor
 from epim_nas.cluster.ray_tune import tune_stepwise
 from epim_nas.cluster.registry import pool_settings
-from epim_nas.files import make_parents, write_json
+from epim_nas.files import make_parents
 from epim_nas.pipeline.context import Setup
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
@@ -23,6 +23,7 @@ from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.pareto import front_numbers, select
 from epim_nas.solver.ranking import expected_rank
 from epim_nas.space.space import SearchSpace
+from epim_nas.stored import remove_stored, store_json
 from epim_nas.study.store import TrialStore
 from epim_nas.supernet.scorer import FinetuneResult, Scorer, start_file
 
@@ -95,9 +96,9 @@ def finetune_finalists(
     ):
         for number, result in train(setup, scorer, jobs, folder, partial(_later, advance, done)):
             path = finalist_file(folder, number)
-            write_json(path, {"trial": number, **result})
+            store_json(path, {"trial": number, **result})
             for left in (path.with_suffix(".state"), start_file(path.with_suffix(".state"))):
-                left.unlink(missing_ok=True)
+                remove_stored(left)
     stored = load_finalists(folder, finalists)
     store.note_finalists(stored)
     for finalist in stored:

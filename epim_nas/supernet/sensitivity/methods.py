@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from epim_nas.epitome.quantization import quantization_for
 from epim_nas.errors import EpimError, find_named
-from epim_nas.files import atomic_path, digest
+from epim_nas.files import digest
+from epim_nas.supernet.caches import read_cache, write_cache
 from epim_nas.supernet.sensitivity.fisher import (
     Scores,
     gauss_newton,
@@ -214,30 +215,21 @@ class _Partial:
 
 def _store(path: Path, identity: str, partial_table: _Partial) -> None:
     arrays: dict[str, Any] = {f"sum.{name}": v for name, v in partial_table.sums.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            identity=np.array(identity),
-            done=np.array(partial_table.done),
-            images=partial_table.images,
-            **arrays,
-        )
+    arrays |= {"identity": np.array(identity), "done": np.array(partial_table.done)}
+    write_cache(path, {**arrays, "images": partial_table.images})
 
 
 def _resume(supernet: Supernet, path: Path | None, identity: str, digests: list[str]) -> _Partial:
     nothing = _Partial(
         {name: np.zeros(len(layer.choices)) for name, layer in supernet.layers.items()}
     )
-    if path is None or not path.exists():
-        return nothing
-    try:
-        with np.load(path) as stored:
-            done = [str(batch) for batch in stored["done"]]
-            if str(stored["identity"]) != identity or done != digests[: len(done)]:
-                log.info("%s belongs to other weights, images or settings: measured again", path)
-                return nothing
-            sums = {name: stored[f"sum.{name}"].copy() for name in nothing.sums}
-            return _Partial(sums, int(stored["images"]), done)
-    except Exception as error:  # numpy and zipfile raise nearly anything on damaged bytes
-        log.warning("%s cannot be read (%s): measured again", path, error)
-        return nothing
+
+    def read(stored: Mapping[str, Any]) -> _Partial | None:
+        done = [str(batch) for batch in stored["done"]]
+        if str(stored["identity"]) != identity or done != digests[: len(done)]:
+            log.info("%s belongs to other weights, images or settings: measured again", path)
+            return None
+        sums = {name: stored[f"sum.{name}"].copy() for name in nothing.sums}
+        return _Partial(sums, int(stored["images"]), done)
+
+    return read_cache(path, read) or nothing
