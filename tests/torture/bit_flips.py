@@ -2,8 +2,8 @@
 
 ``python -m tests.torture.bit_flips --count 100 --seed 0`` makes a tiny search, finished and
 interrupted at several points. Then it flips one random bit or digit of one stored file at a time
-types the command again. What comes out has to be the result of the undamaged folder, or exit code 2
-and a message that names the file.
+and types the command again. What comes out has to be the result of the undamaged folder, or exit
+code 2 and a message that names the file.
 """
 
 from __future__ import annotations
