@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from epim_nas.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -60,3 +64,19 @@ def import_module_here(name: str, field: str, allowed: str = "") -> ModuleType:
         raise InputError(
             field, f"importing `{name}` fails: {type(error).__name__}: {error}"
         ) from error
+
+
+def warn_of_import(name: str, source: object) -> None:
+    """Say that a module will be imported because a stored file names it, unless it is already.
+
+    Args:
+        name: the module's name.
+        source: the file; it may come from someone else.
+    """
+    top = name.partition(".")[0]
+    if name in sys.modules or top == __name__.partition(".")[0]:
+        return
+    with here_importable():
+        found = importlib.util.find_spec(top)  # of the top one: finding others imports it
+    place = (found.origin or "a folder without __init__.py") if found else "not found"
+    log.warning("%s names the module `%s` (%s): importing it runs its code", source, name, place)

@@ -14,6 +14,9 @@ from epim_nas.errors import InputError, nearest
 from epim_nas.files import parse_yaml, read_bytes, yaml_problem
 from epim_nas.stored import check_stored
 
+STORED = "stored"
+"""Validation context of a run file that is only read: nothing that it names is imported."""
+
 
 class Strict(pydantic.BaseModel):
     """A pydantic model that is immutable and refuses unknown keys and silent conversions."""
@@ -36,13 +39,14 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 T = TypeVar("T")
 
 
-def validate(model: type[M], data: Any, source: str) -> M:
+def validate(model: type[M], data: Any, source: str, context: Any = None) -> M:
     """``data`` as an instance of ``model``.
 
     Args:
         model: the pydantic model.
         data: what was read, e.g. from a YAML file.
         source: the file or option it came from, for the message.
+        context: for the model's own validators.
 
     Raises:
         InputError: with the dotted path of the first wrong field, what was got, what is allowed,
@@ -51,7 +55,7 @@ def validate(model: type[M], data: Any, source: str) -> M:
     if not isinstance(data, Mapping):
         raise InputError(source, f"got {describe(data)}", f"a mapping with the keys {_keys(model)}")
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(dict(data), context=context)
     except pydantic.ValidationError as failure:
         raise _first_error(model, data, failure, source) from None
     except RecursionError:

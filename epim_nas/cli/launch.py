@@ -38,6 +38,10 @@ def launch(
         Path | None, typer.Option("--out", help="Run folder, seen by all machines.")
     ] = None,
     set_: Set = None,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option("--include", help="A file or folder that goes along; repeatable."),
+    ] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Send the job as well.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show a Ray job's output until it ends.")
@@ -85,7 +89,8 @@ def launch(
 ) -> None:
     """Write the job of a search for a cluster, and send it with --submit.
 
-    The files are in the run folder's `launch/`; read and change them before they are sent.
+    The files are in the run folder's `launch/`; read and change them before they are sent. Of your
+    modules that the run file names, the Python sources go along; other files with --include.
 
         epim-nas launch my_run.yaml --on ray --address http://head:8265 --out /shared/mine --submit
 
@@ -94,11 +99,14 @@ def launch(
         epim-nas launch my_run.yaml --on kuberay --image REGISTRY/epim-nas --cluster-out /runs/mine
     """
     from epim_nas.launch import Resources, kuberay, prepare, slurm
+    from epim_nas.launch.texts import command_line
 
     if on is Cluster.kuberay:
         kuberay.ray_version()  # before anything is written
     resources = Resources(nodes, cpus, gpus, memory, time, account, partition, image, claim, mount)
-    job = prepare(run, out, set_ or [], resources, cluster_out)
+    job = prepare(run, out, set_ or [], resources, cluster_out, include or [])
+    for line in job.bundle.lines():
+        typer.echo(line)
     if on is Cluster.ray:
         _launch_on_ray(job, address, submit, wait)
         return
@@ -108,25 +116,25 @@ def launch(
     if submit:
         typer.echo(launcher.submit(file))
     else:
-        typer.echo(f"Send it with:\n  {' '.join(launcher.SEND)} {file}")
+        typer.echo(f"Send it with:\n  {command_line(*launcher.SEND, file)}")
 
 
 def _launch_on_ray(job: Job, address: str | None, submit: bool, wait: bool) -> None:
     from epim_nas.launch import ray_jobs
+    from epim_nas.launch.texts import command_line
 
     file = ray_jobs.write(job)
     typer.echo(f"Wrote {file} and what is beside it")
     if not submit:
-        typer.echo(
-            "Send it with --submit, or with:\n"
-            f"  ray job submit --working-dir {job.code} -- sh {file.name}"
-        )
+        sending = command_line("ray", "job", "submit", "--working-dir", job.code, "--")
+        typer.echo(f"Send it with --submit, or with:\n  {sending} sh {file.name}")
         return
     client = ray_jobs.JobClient(address)
     name = client.submit(job)
     typer.echo(f"Job {name}")
     if not wait:
-        typer.echo(f"Look at it with:\n  epim-nas jobs {name} --address {client.address} --logs")
+        look = command_line("epim-nas", "jobs", name, "--address", client.address, "--logs")
+        typer.echo(f"Look at it with:\n  {look}")
         return
     _end(client.follow(name, lambda part: typer.echo(part, nl=False)))
 
@@ -169,11 +177,12 @@ def jobs(
     if json:
         print_json({"schema": "epim-nas/jobs@1", "jobs": [asdict(state) for state in states]})
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("job", "status", "run", "run folder", box=None)
     for state in states:
-        table.add_row(state.name, state.status, state.run, state.out)
+        table.add_row(*map(escape, (state.name, state.status, state.run, state.out)))
     console().print(table)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from epim_nas.cluster.executor import one_line
@@ -19,6 +22,8 @@ from epim_nas.errors import InputError, missing_extra
 _SECONDS = 5.0
 """How long the head's port may take to answer; Ray itself would try for more than a minute."""
 _FIELD = "executor.address"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
     """The ``ray`` module, connected to a cluster, and whether it was connected here.
 
     With no address, and none in ``RAY_ADDRESS``, Ray is started on this machine, listening on
-    loopback.
+    loopback, with a token of its own.
 
     Raises:
         InputError: Ray is not installed; the cluster cannot be reached, runs another version, or
@@ -71,11 +76,64 @@ def connect(address: str | None, purpose: str, cpus: float = 1) -> tuple[Any, bo
             "_node_ip_address": "127.0.0.1",
         }
     try:
-        with own_signals():
+        with own_signals(), nullcontext() if address else _on_loopback():
+            _read_token_again()
             ray.init(**options)
     except Exception as error:
         raise _explained(ray, address, error) from None
+    if not address:
+        _check_loopback(ray)
     return ray, True
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let the Ray that starts in the block listen on loopback alone, and ask for a new token.
+
+    Ray replaces 127.0.0.1 by an address that other machines reach, and then listens on all
+    interfaces. It leaves it where it is told that it is to form no cluster, which is its default on
+    macOS and Windows, and binds everything to it. The token keeps out other users of this machine;
+    Ray's own would be in a file that they can read.
+    """
+    from ray._private import ray_constants
+
+    asked = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # for the processes that Ray starts
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    kept = {name: os.environ.get(name) for name in asked}
+    cluster = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(asked)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = cluster
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _read_token_again() -> None:
+    """Let Ray read again what the environment says about its token; it keeps what it read once."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    loader = getattr(raylet, "AuthenticationTokenLoader", None)
+    if loader is not None:  # not a version without tokens
+        raylet.Config.initialize("")
+        loader.instance().reset_cache()
+
+
+def _check_loopback(ray: Any) -> None:
+    """Say so if a version of Ray listens elsewhere all the same."""
+    address = ray.util.get_node_ip_address()
+    if not ipaddress.ip_address(address).is_loopback:
+        log.warning(
+            "Ray %s listens on %s, not on loopback alone: other machines can reach it",
+            ray.__version__, address,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def run_on_workers(
     """
     with own_signals(), connected(address, "training on several workers", workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from epim_nas.cluster.torch_group import GroupConfig
 
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         trainer = TorchTrainer(
@@ -58,7 +60,7 @@ def run_on_workers(
                 "directory": os.getcwd(),
                 "path": list(sys.path),
             },
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            torch_config=GroupConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
             run_config=RunConfig(
                 name="workers",

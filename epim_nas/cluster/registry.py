@@ -10,7 +10,7 @@ import pydantic
 
 from epim_nas.cluster.executor import Executor, Factory, LocalExecutor
 from epim_nas.errors import find_named
-from epim_nas.schema import Strict
+from epim_nas.schema import STORED, Strict
 
 if TYPE_CHECKING:
     from epim_nas.cluster.ray_executor import PoolSettings
@@ -44,8 +44,9 @@ class ExecutorConfig(Strict):
 
     @pydantic.field_validator("kind")
     @classmethod
-    def _known(cls, name: str) -> str:
-        find_executor(name)
+    def _known(cls, name: str, info: pydantic.ValidationInfo) -> str:
+        if info.context != STORED:
+            find_executor(name)
         return name
 
 

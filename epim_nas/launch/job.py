@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
-import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from epim_nas.errors import InputError
 from epim_nas.files import dump_yaml, write_text
-from epim_nas.imports import here_importable
+from epim_nas.launch.bundle import Bundle, collect
+from epim_nas.launch.texts import check_line
+from epim_nas.models.registry import LIBRARIES
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from epim_nas.pipeline.folder import LAUNCH
 
@@ -70,7 +69,9 @@ class Job:
         out: the run folder, absolute; the machines of the cluster have to see it.
         folder: folder of the files below.
         run_file: the resolved run file.
-        code: folder with the modules that the run file names, importable from there.
+        code: folder with the modules that the run file names, importable from there, and what
+            else was listed.
+        bundle: the files in it, as they were found.
         resources: what it asks for.
     """
 
@@ -79,11 +80,17 @@ class Job:
     folder: Path
     run_file: Path
     code: Path
+    bundle: Bundle
     resources: Resources
 
 
 def prepare(
-    run: str, out: Path | None, overrides: list[str], resources: Resources, on_cluster: Path | None
+    run: str,
+    out: Path | None,
+    overrides: list[str],
+    resources: Resources,
+    on_cluster: Path | None,
+    included: Sequence[Path] = (),
 ) -> Job:
     """Resolve a run file and write what a job takes along.
 
@@ -96,23 +103,39 @@ def prepare(
         overrides: ``key.path=value`` changes.
         resources: what the job asks for.
         on_cluster: the run folder as the cluster sees it, where that differs.
+        included: files and folders that go along with the modules.
 
     Raises:
-        InputError: something in the run file is wrong, or a module that it names is not found.
+        InputError: something in the run file is wrong, a module that it names is not found, too
+            much would go along, or a text cannot stand in a script.
     """
     config, _ = load_run_config(run, overrides)
     here = (out if out is not None else Path("runs") / config.name).resolve()
+    _check_folder("--out", here)
+    if on_cluster is not None:
+        _check_folder("--cluster-out", on_cluster)
+    for option, value in asdict(resources).items():
+        check_line(f"--{option.removesuffix('_gb')}", str(value))
     config = _on_ray(config, resources)
     folder = here / LAUNCH
     code = folder / "code"
-    shutil.rmtree(code, ignore_errors=True)
-    code.mkdir(parents=True)
     named = {name.partition(".")[0] for name in config.extensions}
-    for module in sorted(named | set(_modules(config.model_dump(mode="json")))):
-        _take_along(module, code)
+    bundle = collect(sorted(named | set(_modules(config.model_dump(mode="json")))), included)
+    bundle.copy(code)
     run_file = folder / "run.yaml"
     write_text(run_file, dump_yaml(config.model_dump(mode="json", by_alias=True)))
-    return Job(config.name, on_cluster or here, folder, run_file, code, resources)
+    return Job(config.name, on_cluster or here, folder, run_file, code, bundle, resources)
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Check that a run folder can be named in scripts and in ``PYTHONPATH``."""
+    check_line(option, str(folder))
+    if not folder.is_absolute() or ":" in str(folder) or ".." in folder.parts:
+        raise InputError(
+            option,
+            f"got `{folder}`",
+            "an absolute path without `..` and without a colon, which would end it in PYTHONPATH",
+        )
 
 
 def _on_ray(config: RunConfig, resources: Resources) -> RunConfig:
@@ -141,27 +164,5 @@ def _modules(value: Any) -> Iterator[str]:
             yield from _modules(part)
     elif isinstance(value, str) and _MODULE.fullmatch(value):
         name = value.partition(":")[0]
-        if name not in ("torchvision", "timm"):
+        if name not in LIBRARIES:
             yield name.partition(".")[0]
-
-
-def _take_along(name: str, code: Path) -> None:
-    """Copy a module of the user; what is installed is left to the cluster's environment."""
-    with here_importable():  # where `epim-nas search` looks as well
-        found = importlib.util.find_spec(name)
-    if found is None:
-        raise InputError(
-            "run file",
-            f"its module `{name}` is not found from {Path.cwd()}",
-            "a module in the current folder, or an installed one",
-        )
-    installed = [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib", "stdlib")]
-    for place in found.submodule_search_locations or ([found.origin] if found.origin else []):
-        path = Path(place)
-        if any(path.is_relative_to(base) for base in installed) or name == "epim_nas":
-            return
-        if path.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-            shutil.copytree(path, code / path.name, dirs_exist_ok=True, ignore=ignore)
-        else:
-            shutil.copy2(path, code / path.name)

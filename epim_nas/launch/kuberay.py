@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
-import shlex
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,7 @@ from epim_nas.errors import InputError, missing_extra
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
 from epim_nas.launch.sending import send
+from epim_nas.launch.texts import command_line
 
 _JOB_MOUNT = "/epim-nas"
 """Where the run file and the user's modules are mounted."""
@@ -20,6 +22,10 @@ _MOST_NAME = 47
 """KubeRay refuses longer names of RayJobs, since it appends to them."""
 _MOST_BYTES = 900_000
 """A ConfigMap holds less than 1 MiB."""
+_IMAGE = r"[\w./:@-]+"
+_LABEL = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_PATH = r"/[\w/.@%+=,-]*"
+"""Paths that need no quotes: two shells read the command of a RayJob, one inside of the other."""
 
 
 def write(job: Job) -> Path:
@@ -34,6 +40,14 @@ def write(job: Job) -> Path:
             "--image", "a Kubernetes job needs a container image", "an image with epim_nas and Ray",
             "docs/clusters.md has a Dockerfile.",
         )  # fmt: skip
+    for option, value, pattern, allowed in (
+        ("--image", asked.image, _IMAGE, "REGISTRY/NAME:TAG"),
+        ("--claim", asked.claim, _LABEL, "a name of a-z, 0-9, `-` and `.`"),
+        ("--mount", asked.mount, _PATH, "an absolute path of letters, digits and `/._@%+=,-`"),
+        ("--cluster-out", str(job.out), _PATH, "a path of letters, digits and `/._@%+=,-`"),
+    ):
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise InputError(option, f"got `{value}`", allowed)
     if not PurePosixPath(job.out).is_relative_to(asked.mount):
         raise InputError(
             "--cluster-out", f"`{job.out}` is not on the volume", f"a folder below {asked.mount}",
@@ -41,11 +55,11 @@ def write(job: Job) -> Path:
         )  # fmt: skip
     name = _name(job.name)
     files = _files(job)
-    size = sum(len(text.encode()) for text in files.values())
+    size = sum(map(len, files.values()))
     if size > _MOST_BYTES:
         raise InputError(
-            "run file", f"its modules have {size} bytes", f"at most {_MOST_BYTES} in a ConfigMap",
-            "Put them into the image.",
+            "run file", f"what goes along has {size} bytes",
+            f"at most {_MOST_BYTES} in a ConfigMap", "Put them into the image.",
         )  # fmt: skip
     manifest = job.folder / "rayjob.yaml"
     documents = [_config_map(name, files), _ray_job(name, job)]
@@ -69,13 +83,10 @@ def submit(manifest: Path) -> str:
     return send(SEND, manifest, "Kubernetes", "a machine that reaches the cluster")
 
 
-def _files(job: Job) -> dict[str, str]:
-    """Path below the job's mount -> text."""
-    modules = {
-        f"code/{path.relative_to(job.code)}": path.read_text()
-        for path in sorted(job.code.rglob("*.py"))
-    }
-    return {"run.yaml": job.run_file.read_text()} | modules
+def _files(job: Job) -> dict[str, bytes]:
+    """Path below the job's mount -> content."""
+    code = {f"code/{name}": (job.code / name).read_bytes() for name in sorted(job.bundle.files)}
+    return {"run.yaml": job.run_file.read_bytes()} | code
 
 
 def ray_version() -> str:
@@ -91,29 +102,43 @@ def ray_version() -> str:
     return str(version)
 
 
-def _key(path: str) -> str:
-    """A path as a key of a ConfigMap, which has no slashes."""
-    return path.replace("/", "__")
+def _keys(files: Iterable[str]) -> dict[str, str]:
+    """Path -> key of a ConfigMap, which has no slashes and few other characters.
+
+    Numbers tell apart what is the same without them.
+    """
+    return {
+        path: f"{number:04d}-" + re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(path).name)[:200]
+        for number, path in enumerate(files)
+    }
 
 
-def _config_map(name: str, files: dict[str, str]) -> dict[str, Any]:
+def _config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    keys = _keys(files)
+    texts, others = {}, {}
+    for path, content in files.items():
+        try:
+            texts[keys[path]] = content.decode()
+        except UnicodeDecodeError:
+            others[keys[path]] = base64.b64encode(content).decode()
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": f"{name}-run"},
-        "data": {_key(path): text for path, text in files.items()},
+        "data": texts,
+        **({"binaryData": others} if others else {}),
     }
 
 
 def _ray_job(name: str, job: Job) -> dict[str, Any]:
     asked = job.resources
-    command = ["epim-nas", "search", f"{_JOB_MOUNT}/run.yaml", "--out", str(job.out)]
+    command = command_line("epim-nas", "search", f"{_JOB_MOUNT}/run.yaml", "--out", job.out)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {"name": name},
         "spec": {
-            "entrypoint": shlex.join(command),
+            "entrypoint": command,
             "runtimeEnvYAML": yaml.safe_dump(
                 {"env_vars": {"PYTHONPATH": f"{_JOB_MOUNT}/code"}}, sort_keys=False
             ),
@@ -151,7 +176,7 @@ def _pod(container: str, name: str, job: Job, cpus: int, gpus: int) -> dict[str,
     limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{asked.memory_gb or 4 * cpus}G"}
     if gpus:
         limits["nvidia.com/gpu"] = str(gpus)
-    items = [{"key": _key(path), "path": path} for path in _files(job)]
+    items = [{"key": key, "path": path} for path, key in _keys(_files(job)).items()]
     return {
         "spec": {
             "containers": [

@@ -18,6 +18,7 @@ from epim_nas.cluster.executor import one_line
 from epim_nas.errors import EpimError, InputError, missing_extra
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
+from epim_nas.launch.texts import command_line
 from epim_nas.pipeline.folder import LAUNCH
 
 _DASHBOARD_PORT = 8265
@@ -61,7 +62,7 @@ def command_of(job: Job) -> str:
     They are copied into the run folder first: Ray deletes the directory when it likes.
     """
     code = shlex.quote(str(_code_of(job)))
-    search = shlex.join(["epim-nas", "search", "run.yaml", "--out", str(job.out)])
+    search = command_line("epim-nas", "search", "run.yaml", "--out", job.out)
     return f"mkdir -p {code} && cp -R . {code} && cd {code} && exec {search}"
 
 

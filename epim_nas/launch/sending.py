@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from epim_nas.errors import EpimError, InputError
+from epim_nas.launch.texts import command_line
 
 
 def send(command: Sequence[str], file: Path, cluster: str, where: str) -> str:
@@ -27,7 +28,7 @@ def send(command: Sequence[str], file: Path, cluster: str, where: str) -> str:
     if shutil.which(command[0]) is None:
         raise InputError(
             "--submit", f"the command `{command[0]}` is not on this machine", where,
-            f"Send it there: {' '.join(line)}",
+            f"Send it there: {command_line(*line)}",
         )  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from string import Template
 
+from epim_nas.errors import InputError
 from epim_nas.files import write_text
 from epim_nas.launch.job import Job
 from epim_nas.launch.sending import send
+from epim_nas.launch.texts import command_line, directive
 
 _SCRIPT = Template("""#!/bin/bash
-# Written by `epim-nas launch --on slurm`; read and change it. Send it with: sbatch $script
+# Written by `epim-nas launch --on slurm`; read and change it. Send it with: $send
 $directives
 set -u
 cd $code
@@ -36,7 +38,8 @@ rm -f "$$code_file"
 srun --nodes="$$SLURM_JOB_NUM_NODES" --ntasks="$$SLURM_JOB_NUM_NODES" \\
     ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_JOB_NUM_NODES" \\
     --num-cpus=$cpus --num-gpus=$gpus --disable-usage-stats -- \\
-    bash -c 'trap : TERM; RAY_ADDRESS=$$1 $search; echo $$? > "$$0"' "$$code_file" "$$head:$$port"
+    bash -c 'trap : TERM; export RAY_ADDRESS=$$1; shift; "$$@"; echo $$? > "$$0"' \\
+    "$$code_file" "$$head:$$port" $search
 status=$$?
 # Those who start the search die of the signal at once; the search takes some seconds to save.
 if [ "$$status" -gt 128 ]; then
@@ -50,7 +53,7 @@ if [ "$$status" -gt 128 ]; then
 fi
 code=$$(cat "$$code_file" 2>/dev/null || echo "$$status")
 if [ "$$code" = 130 ]; then
-    echo "interrupted; the job is queued again and goes on in $out"
+    printf '%s\\n' $interrupted
     scontrol requeue "$$SLURM_JOB_ID"
 fi
 exit "$$code"
@@ -60,10 +63,23 @@ _WARNING_SECONDS = 90
 """How long before the end of its time a job is told."""
 
 
+SEND = ("sbatch",)
+"""What sends the script."""
+
+
 def write(job: Job) -> Path:
-    """Write the script into the job's folder; returns its path."""
+    """Write the script into the job's folder; returns its path.
+
+    Raises:
+        InputError: SLURM cannot write into the folder's path.
+    """
     program = Path(sys.executable).parent
     asked = job.resources
+    if "\\" in str(job.folder):
+        raise InputError(
+            "--out", f"got `{job.folder}`", "a path without a backslash, which SLURM would drop"
+        )
+    logs = str(job.folder).replace("%", "%%")  # else a pattern of SLURM's, such as %j
     directives = {
         "job-name": job.name,
         "nodes": asked.nodes,
@@ -74,31 +90,22 @@ def write(job: Job) -> Path:
         "time": asked.time,
         "account": asked.account,
         "partition": asked.partition,
-        "output": job.folder / "slurm-%j.log",
+        "output": f"{logs}/slurm-%j.log",
         "open-mode": "append",
         "signal": f"TERM@{_WARNING_SECONDS}",
-        "requeue": "",
     }
-    lines = [
-        f"#SBATCH --{name}" + (f"={value}" if value != "" else "")
-        for name, value in directives.items()
-        if value is not None
-    ]
-    search = ["epim-nas", "search", str(job.run_file), "--out", str(job.out)]
+    lines = [directive(name, value) for name, value in directives.items() if value is not None]
     script = job.folder / "job.sbatch"
+    interrupted = f"interrupted; the job is queued again and goes on in {job.out}"
     text = _SCRIPT.substitute(
-        script=shlex.quote(str(script)), directives="\n".join(lines),
+        send=command_line(*SEND, script), directives="\n".join([*lines, directive("requeue")]),
         code=shlex.quote(str(job.code)), folder=shlex.quote(str(job.folder)),
         python=shlex.quote(sys.executable), program=shlex.quote(str(program)),
-        cpus=asked.cpus, gpus=asked.gpus, search=shlex.join(search).replace("'", "'\\''"),
-        out=job.out,
+        cpus=asked.cpus, gpus=asked.gpus, interrupted=shlex.quote(interrupted),
+        search=command_line("epim-nas", "search", job.run_file, "--out", job.out),
     )  # fmt: skip
     write_text(script, text)
     return script
-
-
-SEND = ("sbatch",)
-"""What sends the script."""
 
 
 def submit(script: Path) -> str:

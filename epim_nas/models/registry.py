@@ -35,6 +35,9 @@ _BUILT_IN: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
 }
 """Name -> (module and function in this package, its fixed arguments, default input shape)."""
 
+LIBRARIES = ("torchvision", "timm")
+"""What stands before the colon of a model's name where it is no module of the user."""
+
 _FIELD = "model"
 _FORMS = "a built-in name, `torchvision:NAME`, `timm:NAME` or `package.module:function`"
 

@@ -23,8 +23,8 @@ from epim_nas.files import load_yaml
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.mapping import quantized_by_crossbar
 from epim_nas.pipeline.config_paths import with_absolute_paths
-from epim_nas.schema import Strict, apply_overrides, validate
-from epim_nas.solver.metrics import metric_of, parse_objective
+from epim_nas.schema import STORED, Strict, apply_overrides, validate
+from epim_nas.solver.metrics import METRICS, metric_of, parse_objective
 from epim_nas.space.config import SpaceConfig
 from epim_nas.stored import check_stored
 from epim_nas.study.storage import check_url
@@ -37,10 +37,20 @@ Positive = Annotated[int, pydantic.Field(ge=1)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
 
-Objective = Annotated[str, pydantic.AfterValidator(parse_objective)]
+
+def _objective(text: str, info: pydantic.ValidationInfo) -> str:
+    unknown = metric_of(text) not in METRICS
+    return text if info.context == STORED and unknown else parse_objective(text)
+
+
+def _extension(name: str, info: pydantic.ValidationInfo) -> str:
+    return name if info.context == STORED else load_extension(name)
+
+
+Objective = Annotated[str, pydantic.AfterValidator(_objective)]
 """A metric, with `min` or `max` before it where its direction is turned."""
 
-Extension = Annotated[str, pydantic.AfterValidator(load_extension)]
+Extension = Annotated[str, pydantic.AfterValidator(_extension)]
 """A module that registers parts when it is imported."""
 
 PRETRAINED = "pretrained"
@@ -290,8 +300,9 @@ class SearchConfig(Strict):
 
     @pydantic.field_validator("strategy")
     @classmethod
-    def _known(cls, name: str) -> str:
-        find_strategy(name)
+    def _known(cls, name: str, info: pydantic.ValidationInfo) -> str:
+        if info.context != STORED:
+            find_strategy(name)
         return name
 
 

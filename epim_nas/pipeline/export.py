@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from epim_nas.export.verification import DATAPATH, check_epitomes
 from epim_nas.export.weights import WEIGHTS, export_weights, weights_digest
 from epim_nas.files import make_folder
 from epim_nas.hardware.chip import Chip
+from epim_nas.imports import warn_of_import
 from epim_nas.models.prepare import initialise
-from epim_nas.models.registry import build_model, without_downloads
+from epim_nas.models.registry import LIBRARIES, build_model, without_downloads
 from epim_nas.models.weights import load_state, read_state
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
-from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.results import (
     best_number,
@@ -79,12 +80,13 @@ def export_trial(
     finalist = finalist_of(result, record.number)
     if what in ("weights", "onnx", "all") and finalist is None and weights is None:
         tuned = ", ".join(str(f.number) for f in result.finalists) or "none"
+        file = folder.designs / f"trial-{record.number:04d}.yaml"
         raise InputError(
             f"--select {which}",
             f"trial {record.number} was not fine-tuned, so there are no weights of its own",
             f"a fine-tuned trial: {tuned}; or `--to design`, `mnsim` or `datapath`",
-            f"Train it with `epim-nas finetune {folder.designs}/trial-{record.number:04d}.yaml "
-            f"--run {folder.config}`.",
+            f"Train it with `epim-nas finetune {shlex.quote(str(file))} "
+            f"--run {shlex.quote(str(folder.config))}`.",
         )
     network = folder.read(folder.network, load_network)
     state = None if finalist is None else read_state(folder.path / finalist.weights)
@@ -96,7 +98,7 @@ def export_trial(
     model = None
     if state is not None and (weights is not None or what in ("onnx", "all")):
         # Also where it is not exported: do all of the given weights fit?
-        model = _trained(folder.load_config(), network, cost.chip, design, state)
+        model = _trained(folder, network, cost.chip, design, state)
     made_of = {}
     if state is not None and what in ("onnx", "datapath", "all"):
         made_of[WEIGHTS_KEY] = weights_digest(state)
@@ -153,7 +155,7 @@ def trained_model(folder: str | Path, which: str | int | None = None) -> nn.Modu
         )
     state = read_state(run.path / finalist.weights)
     network, chip = run.read(run.network, load_network), load_cost_model(run).chip
-    return _trained(run.load_config(), network, chip, record.design, state).eval()
+    return _trained(run, network, chip, record.design, state).eval()
 
 
 def _wanted(what: str, write: Callable[[], list[Path]]) -> list[Path]:
@@ -170,9 +172,14 @@ def _wanted(what: str, write: Callable[[], list[Path]]) -> list[Path]:
 
 
 def _trained(
-    config: RunConfig, network: Network, chip: Chip, design: Design, state: dict[str, Tensor]
+    folder: RunFolder, network: Network, chip: Chip, design: Design, state: dict[str, Tensor]
 ) -> nn.Module:
     """The network of a design with its weights, without the run's images where they say enough."""
+    config = folder.load_config()
+    for name in (config.model.name, config.data.name):
+        module, colon, _ = name.partition(":")
+        if colon and module not in LIBRARIES:
+            warn_of_import(module, folder.config)
     data = data_geometry(config.data, config.seed) or load_data(config.data, config.seed)
     args = without_downloads(config.model.name, config.model.args)
     model = build_model(

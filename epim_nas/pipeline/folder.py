@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from epim_nas.errors import InputError
 from epim_nas.files import dump_yaml, load_yaml, locked, make_folder, read_bytes
 from epim_nas.pipeline.config import CHANGED_RUN_FILE, RunConfig
-from epim_nas.schema import load_json_as, validate
+from epim_nas.schema import STORED, load_json_as, validate
 from epim_nas.stored import check_stored, store_json, store_text
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class RunFolder:
         return self.load(self.progress, dict[str, float]) if self.progress.exists() else {}
 
     def load_config(self) -> RunConfig:
-        """The stored run file.
+        """The stored run file; nothing that it names is imported.
 
         Raises:
             InputError: this is not a run folder.
@@ -191,7 +191,7 @@ class RunFolder:
                 "is not the folder of a run: it has no run.yaml",
                 hint="Give the folder that `epim-nas search` wrote.",
             )
-        config = validate(RunConfig, load_yaml(self.config), str(self.config))
+        config = validate(RunConfig, load_yaml(self.config), str(self.config), STORED)
         check_stored(self.config, CHANGED_RUN_FILE, self.path)
         return config
 

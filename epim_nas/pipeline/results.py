@@ -16,8 +16,10 @@ from typing import Any
 from epim_nas._version import __version__
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
+from epim_nas.extensions import load_extension
 from epim_nas.files import write_text
 from epim_nas.hardware import CostModel, load_chip
+from epim_nas.imports import warn_of_import
 from epim_nas.network.spec import Network
 from epim_nas.network.yaml_io import load_network
 from epim_nas.pipeline.config import RunConfig
@@ -28,7 +30,7 @@ from epim_nas.report.html import render_report
 from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.schema import Number
-from epim_nas.solver.metrics import own_texts
+from epim_nas.solver.metrics import METRICS, metric_of, own_metrics, own_texts, parse_objective
 from epim_nas.solver.pareto import BEST_IN, SELECTIONS, front_numbers, select
 from epim_nas.space.space import SearchSpace
 from epim_nas.stored import store_json
@@ -55,6 +57,8 @@ def load_result(folder: RunFolder) -> RunResult:
         InputError: this is not the folder of a run, or nothing was scored yet.
     """
     config = folder.load_config()
+    if not {metric_of(objective) for objective in config.objectives} <= METRICS.keys():
+        _import_parts(folder, config)
     if not (folder.journal.is_file() or folder.study.is_file()):
         raise InputError(
             str(folder.path),
@@ -64,6 +68,9 @@ def load_result(folder: RunFolder) -> RunResult:
         )
     space = folder.parse(folder.space, SearchSpace.from_dict)
     store = open_store(folder, config, space)
+    # Also costs that a module replaces: reports name what computes them.
+    if not {metric.name for metric in own_metrics()} >= store.own_metrics:
+        _import_parts(folder, config)
     records = store.records()
     front = front_numbers(records, config.objectives)
     by_number = {record.number: record for record in records}
@@ -89,6 +96,19 @@ def load_result(folder: RunFolder) -> RunResult:
         versions=folder.stored_versions(),
         seconds=folder.stored_seconds(),
     )
+
+
+def _import_parts(folder: RunFolder, config: RunConfig) -> None:
+    """Import the extensions of a stored run file, whose metrics cannot be read without.
+
+    Raises:
+        InputError: importing fails, or an objective is unknown all the same.
+    """
+    for module in config.extensions:
+        warn_of_import(module, folder.config)
+        load_extension(module)
+    for objective in config.objectives:
+        parse_objective(objective, f"{folder.config}: objectives")
 
 
 def open_store(

@@ -180,6 +180,12 @@ class TrialStore:
                 hint="Restore it from a copy, or use another --out folder.",
             )
 
+    @property
+    def own_metrics(self) -> set[str]:
+        """Names of the metrics that users had registered in the search."""
+        settings = patiently(lambda: self.study.user_attrs, self.place).get("settings") or {}
+        return set(settings.get("metrics") or ())
+
     def trials(self) -> list[FrozenTrial]:
         """The stored trials in order.
 

@@ -159,10 +159,13 @@ def test_without_ray_nothing_is_written_for_kubernetes(
 
 
 def test_a_ray_job_manifest(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "mine.py").write_text("def make(in_channels, num_classes): ...\n")
+    run = write_run(tmp_path, model={"name": "nets.mine:make"})
     done = command(
         None, "launch", run, "--on", "kuberay", "--out", tmp_path / "here", "--cluster-out",
         "/runs/tiny", "--image", "registry/epim-nas:1", "--nodes", 3, "--gpus", 2, "--memory", 32,
+        PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     config, job = yaml.safe_load_all((tmp_path / "here/launch/rayjob.yaml").read_text())
@@ -180,7 +183,7 @@ def test_a_ray_job_manifest(tmp_path: Path) -> None:
     items = {item["path"]: item["key"] for v in pod["volumes"] if "configMap" in v
              for item in v["configMap"]["items"]}  # fmt: skip
     assert config["data"][items["run.yaml"]] == (tmp_path / "here/launch/run.yaml").read_text()
-    assert "code/tests/pipeline/tiny.py" in items
+    assert "code/nets/mine.py" in items
     assert "/runs/tiny" in job["spec"]["entrypoint"]
     assert spec["authOptions"] == {"mode": "token"}
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
@@ -195,7 +198,8 @@ def test_a_ray_job_manifest(tmp_path: Path) -> None:
         (["--image", "x", "--cluster-out", "/runs/tiny", "--submit"], "kubectl"),
     ):
         done = command(
-            None, "launch", run, "--on", "kuberay", "--out", tmp_path / "there", *arguments
-        )
+            None, "launch", run, "--on", "kuberay", "--out", tmp_path / "there", *arguments,
+            PYTHONPATH=str(tmp_path),
+        )  # fmt: skip
         assert done.returncode == 2
         assert hint in done.stderr
