@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
+from epim_nas.pipeline.folder import RunFolder
 from epim_nas.records import Baseline, TrialRecord
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.solver.design_costs import Costs
@@ -45,9 +46,9 @@ ALL_ROWS = json.dumps(
 def write(folder: Path, trials: int) -> float:
     """Write a dashboard of made-up scores of real designs; seconds a trial."""
     config, _ = load_run_config("demo", [f"search.trials={trials}"])
-    setup = Setup.load(config)
+    setup = Run.load(config, RunFolder(folder))
     space = setup.build_space()
-    costs = Costs.of(setup, space)
+    costs = Costs.of(setup.cost, space)
     rng = np.random.default_rng(0)
     sizes = np.array([len(group) for group in space.groups])
     # From small to large designs, since uniform ones are all alike.

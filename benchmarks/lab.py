@@ -19,10 +19,12 @@ from epim_nas.files import digest, dump_yaml, write_text
 from epim_nas.hardware import CostModel
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.context import Setup, load_run_chip
+from epim_nas.pipeline.context import Run, load_run_chip
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.measure import score_settings
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages.baseline import measure_sensitivity, prepare_supernet, score_settings
+from epim_nas.pipeline.stages.sensitivity import measure_sensitivity
+from epim_nas.pipeline.stages.supernet import prepare_supernet
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.moves import random_row
@@ -94,11 +96,13 @@ class Lab:
         data = source.data()
         model = source.network(name, data)
         network, hardware = trace(model, data.input_shape, name), load_run_chip(config)
-        self.setup = Setup(config, data, model, network, hardware, CostModel(network, hardware))
+        folder = RunFolder(source.cache / f"{name}-{chip}-{known_by(space, changes)}")
+        cost = CostModel(network, hardware)
+        self.setup = Run(config, folder, Reporter(), data, model, network, hardware, cost)
         self.space = self.setup.build_space()
         self.costs = self.setup.cost.table(self.space.layer_choices)
         self.recipe = recipe
-        self.folder = RunFolder(source.cache / f"{name}-{chip}-{known_by(space, changes)}")
+        self.folder = folder
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.calibration = score_settings(self.setup).calibration_batches(data)
         self.validation = list(data.batches("validation", 500))
@@ -117,12 +121,12 @@ class Lab:
     @cached_property
     def supernet(self) -> Supernet:
         """The untrained supernet."""
-        return prepare_supernet(self.setup, self.space, self.folder, Reporter())
+        return prepare_supernet(self.setup, self.setup.model, self.space)
 
     @cached_property
     def sensitivity(self) -> list[np.ndarray]:
         """The additive score, per group."""
-        table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
+        table = measure_sensitivity(self.setup, self.supernet)
         return self.space.group_sums(table)
 
     def tables(self, methods: Sequence[str] = tuple(METHODS)) -> dict[str, list[np.ndarray]]:
@@ -133,7 +137,7 @@ class Lab:
             chosen = settings.model_copy(update={"method": name})
             config = self.setup.config.model_copy(update={"sensitivity": chosen})
             setup = replace(self.setup, config=config)
-            table = measure_sensitivity(setup, self.supernet, self.folder, Reporter())
+            table = measure_sensitivity(setup, self.supernet)
             found[name] = self.space.group_sums(table)
         return found
 

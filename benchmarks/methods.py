@@ -23,9 +23,8 @@ from epim_nas import Choice, Design
 from epim_nas.hardware import CostModel
 from epim_nas.models.resnet_cifar import CifarResNet
 from epim_nas.network.trace import trace
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.evaluate import calibrate_activations, quantized_network
-from epim_nas.pipeline.progress import Reporter
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.knapsack import Infeasible, Knapsack
 from epim_nas.solver.problem import SearchProblem
@@ -226,7 +225,7 @@ class Study:
             for width in self._inner_bits:
                 design = self._dense_design(width)
                 text = f"{stream:g} of the streams, {inner:g} of the blocks, {width} bits"
-                start = partial(quantized_network, setup, design, None, Reporter())
+                start = partial(quantized_network, setup, design, None)
                 candidate = Candidate(text, crossbars_of(setup, design), start)
                 if candidate.crossbars <= budget:
                     fitting.append(((stream, inner, width), candidate))
@@ -253,8 +252,8 @@ class Study:
                 found.append(Candidate(text, left, start))
         return found
 
-    def _without(self, setup: Setup, design: Design, kept: KeptCrossbars) -> nn.Module:
-        model = prune_crossbars(quantized_network(setup, design, None, Reporter()), kept)
+    def _without(self, setup: Run, design: Design, kept: KeptCrossbars) -> nn.Module:
+        model = prune_crossbars(quantized_network(setup, design, None), kept)
         calibrate_activations(setup, model)
         return model
 
@@ -280,7 +279,7 @@ class Study:
     def _of_design(self, text: str, choices: dict[str, Choice]) -> Candidate:
         setup = self.lab.setup
         design = Design(setup.network.name, choices)
-        start = partial(quantized_network, setup, design, None, Reporter())
+        start = partial(quantized_network, setup, design, None)
         return Candidate(text, crossbars_of(setup, design), start, design)
 
     def _of_row(self, text: str, row: Row) -> Candidate:
@@ -289,7 +288,7 @@ class Study:
         return Candidate(text, crossbars_of(self.lab.setup, design), start, design)
 
 
-def crossbars_of(setup: Setup, design: Design) -> int:
+def crossbars_of(setup: Run, design: Design) -> int:
     """Crossbars of a design."""
     return int(setup.metrics(design)["crossbars"])
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from epim_nas.hardware import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.spec import LayerSpec
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Reporter
 from epim_nas.solver.design_costs import Costs
 from epim_nas.solver.exact_front import exact_seeds
 from epim_nas.solver.feasible import FeasibleSolver
@@ -93,7 +96,9 @@ class Subject:
         model = build_model(network, in_channels=3, num_classes=1000)
         traced, loaded = trace(model, (3, 224, 224), network), load_chip(chip)
         # No images: what is not needed of a set-up is left out.
-        self.setup = Setup(config, None, model, traced, loaded, CostModel(traced, loaded))  # type: ignore[arg-type]
+        folder, cost = RunFolder(Path("none")), CostModel(traced, loaded)
+        none: Any = None
+        self.setup = Run(config, folder, Reporter(), none, model, traced, loaded, cost)
         self.space = self.setup.build_space()
         self.costs = Costs.of(self.setup.cost, self.space)
         self._standins: dict[tuple[object, ...], Callable[[], Sequence[StandIn]]] = {}

@@ -32,22 +32,19 @@ from rich.table import Table
 from epim_nas.cluster.executor import Executor, Outcome
 from epim_nas.cluster.ray_executor import PoolSettings, RayExecutor
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages.baseline import (
-    make_scorer,
-    measure_sensitivity,
-    prepare_baseline,
-    prepare_supernet,
-    seeds_of,
-)
+from epim_nas.pipeline.measure import make_scorer
+from epim_nas.pipeline.stages.baseline import prepare_baseline
+from epim_nas.pipeline.stages.first_designs import exact_designs
+from epim_nas.pipeline.stages.sensitivity import measure_sensitivity
+from epim_nas.pipeline.stages.supernet import prepare_supernet
 from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.records import Baseline
 from epim_nas.report.tensorboard import DashboardWriter
 from epim_nas.solver.design_costs import Costs
 from epim_nas.solver.feasible import FeasibleSolver
-from epim_nas.solver.formulation import formulate
+from epim_nas.solver.formulation import formulate, limits_of
 from epim_nas.space.space import Row
 from epim_nas.study.history import distributions
 from epim_nas.study.inflight import Pending
@@ -123,16 +120,19 @@ class Search:
             [f"search.strategy={strategy}", f"search.trials={trials}", "supernet.steps=0",
              "search.validation_images=1000", "search.calibration_images=250"],
         )  # fmt: skip
-        self.setup = Setup.load(config)
         self.folder = RunFolder(folder)
+        self.setup = Run.load(config, self.folder)
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.space = self.setup.build_space()
-        problem = formulate(self.setup, self.space, Costs.of(self.setup.cost, self.space))
+        limits = limits_of(config.budget.model_dump(exclude_none=True), self.setup.dense_crossbars)
+        costs = Costs.of(self.setup.cost, self.space)
+        problem = formulate(costs, limits, config.objectives, config.seed)
+        self.model = self.setup.model
         self.supernet: Supernet | None = None
         if measured:
-            prepare_baseline(self.setup, self.folder, Reporter())
-            self.supernet = prepare_supernet(self.setup, self.space, self.folder, Reporter())
-            table = measure_sensitivity(self.setup, self.supernet, self.folder, Reporter())
+            self.model, _ = prepare_baseline(self.setup)
+            self.supernet = prepare_supernet(self.setup, self.model, self.space)
+            table = measure_sensitivity(self.setup, self.supernet)
             problem = problem.with_sensitivity(table)
         else:
             rng = np.random.default_rng(0)
@@ -147,11 +147,12 @@ class Search:
         store = TrialStore(
             self.folder.path / name / "study.journal", self.setup.config.objectives, self.space, {}
         )
-        rows = seeds_of(self.setup, self.problem)[:seeds]
+        solver = FeasibleSolver(self.problem)
+        rows = exact_designs(self.setup, solver)[:seeds]
         executor.submit("warm", "score", rows[0])
         executor.wait()
         started = time.perf_counter()
-        run_trials(self.setup, FeasibleSolver(self.problem), rows, store, executor, Reporter())
+        run_trials(self.setup, solver, rows, store, executor)
         return time.perf_counter() - started
 
 
@@ -178,7 +179,7 @@ def supernet(trials: int, workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         search = Search("random", trials, Path(folder), measured=True)
         assert search.supernet is not None
-        scorer = make_scorer(search.setup, search.supernet, search.setup.model)
+        scorer = make_scorer(search.setup, search.supernet, search.model)
         for count in (1, workers, 1, workers):
             with RayExecutor(lambda: scorer, PoolSettings(workers=count)) as executor:
                 while executor.state.idle < count:

@@ -18,7 +18,7 @@ import numpy as np
 from lab import Lab
 from subjects import Source
 
-from epim_nas.pipeline.stages.baseline import make_scorer
+from epim_nas.pipeline.measure import make_scorer
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.supernet.evaluation import evaluate, recalibrate_batch_norm
 from epim_nas.supernet.training import TrainConfig

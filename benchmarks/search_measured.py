@@ -12,9 +12,9 @@ once whoever asks for it: the file of scores can be shared by several processes,
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,18 @@ from rich.table import Table
 
 from epim_nas.cluster.executor import LocalExecutor, Outcome
 from epim_nas.pipeline.config import RunConfig, load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.progress import Reporter, setup_logging
-from epim_nas.pipeline.stages.baseline import (
-    first_designs,
-    make_scorer,
-    measure_sensitivity,
-    prepare_baseline,
-    prepare_supernet,
-    seeds_of,
-)
-from epim_nas.pipeline.stages.supernet import train_supernet
+from epim_nas.pipeline.measure import make_scorer
+from epim_nas.pipeline.progress import setup_logging
+from epim_nas.pipeline.stages.baseline import prepare_baseline
+from epim_nas.pipeline.stages.first_designs import exact_designs, first_designs
+from epim_nas.pipeline.stages.sensitivity import measure_sensitivity
+from epim_nas.pipeline.stages.supernet import prepare_supernet, train_supernet
 from epim_nas.pipeline.stages.trials import run_trials
 from epim_nas.solver.design_costs import Costs
-from epim_nas.solver.formulation import formulate
+from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.solver.formulation import formulate, limits_of
 from epim_nas.solver.pareto import ReferenceBox, hypervolume_over_trials
 from epim_nas.study.store import TrialStore
 from epim_nas.supernet.evaluation import Score
@@ -90,16 +87,15 @@ def explore(arguments: argparse.Namespace) -> None:
     folder = RunFolder(arguments.out / "supernet")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    setup, reporter = Setup.load(config), Reporter()
-    space = setup.build_space()
-    problem = formulate(setup, space, Costs.of(setup.cost, space))
-    prepare_baseline(setup, folder, reporter)
-    teacher = copy.deepcopy(setup.model)
-    supernet = prepare_supernet(setup, space, folder, reporter)
-    problem = problem.with_sensitivity(measure_sensitivity(setup, supernet, folder, reporter))
-    seeds = seeds_of(setup, problem)
-    train_supernet(setup, supernet, teacher, problem, seeds, folder, reporter)
-    scorer = make_scorer(setup, supernet, teacher)
+    run = Run.load(config, folder)
+    space = run.build_space()
+    limits = limits_of(config.budget.model_dump(exclude_none=True), run.dense_crossbars)
+    problem = formulate(Costs.of(run.cost, space), limits, config.objectives, config.seed)
+    model, _ = prepare_baseline(run)
+    supernet = prepare_supernet(run, model, space)
+    solver = FeasibleSolver(problem.with_sensitivity(measure_sensitivity(run, supernet)))
+    train_supernet(run, supernet, model, solver, exact_designs(run, solver))
+    scorer = make_scorer(run, supernet, model)
     records = Records(arguments.out / f"scores-{'-'.join(map(str, arguments.seeds))}.jsonl")
     for other in sorted(arguments.out.glob("scores-*.jsonl")):
         records.rows += [row for row in Records(other).rows if row not in records.rows]
@@ -107,17 +103,14 @@ def explore(arguments: argparse.Namespace) -> None:
         for name in arguments.strategies:
             path = arguments.out / f"{name}-{seed}"
             chosen = _config(config, name, seed, arguments.trials)
-            mine = Setup(chosen, setup.data, setup.model, setup.network, setup.chip, setup.cost)
-            run = RunFolder(path)
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-            store = TrialStore(run.journal, chosen.objectives, space, {"seed": seed})
-            first = first_designs(
-                mine, supernet, teacher, problem, seeds_of(mine, problem), run, reporter
-            )
+            mine = replace(run, config=chosen, folder=RunFolder(path))
+            mine.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            store = TrialStore(mine.folder.journal, chosen.objectives, space, {"seed": seed})
+            first = first_designs(mine, supernet, model, solver, exact_designs(mine, solver))
             with Remembering(lambda: scorer, records) as executor:
-                run_trials(mine, problem, first, store, executor, reporter)
+                run_trials(mine, solver, first, store, executor)
             box = ReferenceBox.from_baseline(
-                setup.dense_totals(), chosen.objectives, arguments.margin
+                run.dense_totals(), chosen.objectives, arguments.margin
             )
             history = hypervolume_over_trials(store.records(), box)
             values = [volume for _, volume in history]

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -29,6 +30,8 @@ from epim_nas.models.registry import build_model
 from epim_nas.network.spec import Network
 from epim_nas.network.trace import trace
 from epim_nas.pipeline.config import RunConfig
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.solver.metrics import METRICS, metric_of, own_costs, own_metrics
 from epim_nas.space.config import SpaceConfig, load_space_config
 from epim_nas.space.resolve import resolve_space
@@ -39,19 +42,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """The objects of a run.
+class Run:
+    """The objects of a run, which every stage is given.
 
     Attributes:
         config: the run file.
+        folder: where results are kept.
+        reporter: shows the progress.
         data: the images.
-        model: the network, with random weights until the baseline is loaded.
+        model: the network as it is built: with random weights, or those that it comes with. The
+            trained one is what the first stage returns.
         network: its geometry.
         chip: the chip.
         cost: the cost model of the network on the chip.
     """
 
     config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
     data: Data
     model: nn.Module
     network: Network
@@ -59,7 +67,7 @@ class Setup:
     cost: CostModel
 
     @classmethod
-    def load(cls, config: RunConfig) -> Setup:
+    def load(cls, config: RunConfig, folder: RunFolder, reporter: Reporter | None = None) -> Run:
         """Load what a run file names."""
         resolve_device(config.device)  # a wrong device should not show after the baseline
         chip = load_run_chip(config)
@@ -74,7 +82,21 @@ class Setup:
         initialise(model, config.model.name, data.input_shape)
         check_outputs(model, config.model.name, data.input_shape, data.num_classes)
         network = trace(model, data.input_shape, config.model.name)
-        return cls(config, data, model, network, chip, CostModel(network, chip))
+        cost = CostModel(network, chip)
+        return cls(config, folder, reporter or Reporter(), data, model, network, chip, cost)
+
+    @contextmanager
+    def stage(self, name: str, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Show the progress of a stage, and add its time to the folder's record.
+
+        Args:
+            name: of the stage in the record.
+            title: what is shown.
+            total: steps in all.
+            done: steps that were done before.
+        """
+        with self.folder.timed(name), self.reporter.stage(title, total, done) as advance:
+            yield advance
 
     def build_space(self) -> SearchSpace:
         """The search space, its choices ordered by crossbars, dominated ones dropped."""

@@ -13,26 +13,20 @@ from epim_nas import interrupts
 from epim_nas.cluster.registry import find_executor
 from epim_nas.errors import InterruptedRun
 from epim_nas.files import dump_yaml
-from epim_nas.network.modules import clone
 from epim_nas.network.yaml_io import network_to_dict
 from epim_nas.pipeline.config import RunConfig, load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.measure import make_scorer
 from epim_nas.pipeline.preflight import check_cluster, check_trainings
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import load_result, open_store, versions, write_results
 from epim_nas.pipeline.reuse import take_over
-from epim_nas.pipeline.stages.baseline import (
-    first_designs,
-    make_scorer,
-    measure_sensitivity,
-    prepare_baseline,
-    prepare_supernet,
-    seeds_of,
-    timed,
-)
+from epim_nas.pipeline.stages.baseline import prepare_baseline
 from epim_nas.pipeline.stages.finalists import choose_finalists, finetune_finalists
-from epim_nas.pipeline.stages.supernet import train_supernet
+from epim_nas.pipeline.stages.first_designs import exact_designs, first_designs
+from epim_nas.pipeline.stages.sensitivity import measure_sensitivity
+from epim_nas.pipeline.stages.supernet import prepare_supernet, train_supernet
 from epim_nas.pipeline.stages.trials import describe_trials, run_trials
 from epim_nas.records import RunResult, TrialRecord
 from epim_nas.report.notes import chip_page, space_page
@@ -113,47 +107,45 @@ def _run(
     on_trial: Callable[[TrialRecord], None] | None,
 ) -> RunResult:
     torch.manual_seed(config.seed)
-    setup = Setup.load(config)
-    check_trainings(setup)
+    run = Run.load(config, folder, reporter)
+    check_trainings(run)
     check_cluster(config, folder)
-    space = setup.build_space()
+    space = run.build_space()
     log.info(
         "network %s: %d layers on crossbars; space %s: 10^%.1f designs (%d dominated choices "
         "dropped); dense: %d crossbars",
-        setup.network.name,
-        len(setup.network.weighted),
+        run.network.name,
+        len(run.network.weighted),
         space.name,
         space.log10_size,
         space.dropped,
-        setup.dense_crossbars,
+        run.dense_crossbars,
     )
     budget = config.budget.model_dump(exclude_none=True)
-    limits = limits_of(budget, setup.dense_crossbars)
-    costs = Costs.of(setup.cost, space)
+    limits = limits_of(budget, run.dense_crossbars)
+    costs = Costs.of(run.cost, space)
     problem = formulate(costs, limits, config.objectives, config.seed)
     try:
         check_reachable(FeasibleSolver(problem), "compression" in budget)
     except UnreachableBudget as error:
-        raise _with_nearest(error, setup, folder) from None
-    _describe(setup, space, folder)
-    setup.dense_totals()  # an objective that is wrong should not show after the baseline
+        raise _with_nearest(error, run) from None
+    _describe(run, space)
+    run.dense_totals()  # an objective that is wrong should not show after the baseline
     folder.note_versions(versions())
 
     if config.search.storage is not None:
         open_url(config.search.storage)  # a wrong one should not show after the baseline
     take_over(config, folder)
-    baseline = prepare_baseline(setup, folder, reporter)
+    model, baseline = prepare_baseline(run)
     log.info(
         "baseline: top-1 %.2f %% validation, %.2f %% test",
         100 * baseline.validation_accuracy,
         100 * baseline.test_accuracy,
     )
-    teacher = clone(setup.model)
-    supernet = prepare_supernet(setup, space, folder, reporter)
-    sensitivity = measure_sensitivity(setup, supernet, folder, reporter)
-    problem = problem.with_sensitivity(sensitivity)
+    supernet = prepare_supernet(run, model, space)
+    problem = problem.with_sensitivity(measure_sensitivity(run, supernet))
     solver = FeasibleSolver(problem)
-    seeds = seeds_of(setup, solver)
+    seeds = exact_designs(run, solver)
     settings = {"budget": limits, "seed": config.seed, "metrics": own_sources()}
     store = open_store(folder, config, space, settings)
     store_json(folder.budget, limits)
@@ -162,11 +154,11 @@ def _run(
     ) as dashboard:
         for record in store.records():
             dashboard.add_trial(record)
-        curve = train_supernet(setup, supernet, teacher, solver, seeds, folder, reporter)
+        curve = train_supernet(run, supernet, model, solver, seeds)
         store_json(folder.supernet, curve)
         for step, loss in curve:
             dashboard.add_supernet_loss(step, loss)
-        scorer = make_scorer(setup, supernet, teacher)
+        scorer = make_scorer(run, supernet, model)
         with (
             WorkersWriter(folder.tensorboard) as workers,
             find_executor(config.executor.kind)(lambda: scorer, config.executor) as executor,
@@ -179,28 +171,26 @@ def _run(
                 if on_trial is not None:
                     on_trial(record)
 
-            with timed(folder, "search"):
-                first = first_designs(setup, supernet, teacher, solver, seeds, folder, reporter)
-                run_trials(setup, solver, first, store, executor, reporter, show)
+            with folder.timed("search"):
+                first = first_designs(run, supernet, model, solver, seeds)
+                run_trials(run, solver, first, store, executor, show)
         log.info(describe_trials(store))
         records = store.records()
         if records and not any(record.feasible for record in records):
             log.warning(_nothing_feasible(problem, records))
         chosen = choose_finalists(records, config.objectives, config.finalists.count)
         # After the search's workers are gone: on Ray they hold what the trainings need.
-        finetune_finalists(
-            setup, space, chosen, folder, store, scorer, reporter, dashboard.add_finalist
-        )
+        finetune_finalists(run, space, chosen, store, scorer, dashboard.add_finalist)
         interrupts.check()
         result = load_result(folder)
-        write_results(result, folder, setup.cost, setup.network)
+        write_results(result, folder, run.cost, run.network)
         knee = next((r for r in result.trials if r.number == result.selected.get("knee")), None)
         dashboard.finish(
             result,
-            network=setup.network,
-            cost=setup.cost.evaluate(knee.design) if knee else None,
+            network=run.network,
+            cost=run.cost.evaluate(knee.design) if knee else None,
             run_folder=str(folder.path),
-            texts={"chip": chip_page(setup.chip), "space": space_page(space)},
+            texts={"chip": chip_page(run.chip), "space": space_page(space)},
         )
     interrupts.check()
     return result
@@ -223,19 +213,19 @@ def _nothing_feasible(problem: SearchProblem, records: Sequence[TrialRecord]) ->
     )
 
 
-def _with_nearest(error: UnreachableBudget, setup: Setup, folder: RunFolder) -> UnreachableBudget:
+def _with_nearest(error: UnreachableBudget, run: Run) -> UnreachableBudget:
     """The error, with the design that comes nearest as a file in the folder."""
     assert error.design is not None
-    path = folder.path / "nearest.yaml"
-    totals = setup.cost.evaluate(error.design).totals
+    path = run.folder.path / "nearest.yaml"
+    totals = run.cost.evaluate(error.design).totals
     replace(error.design, totals=asdict(totals)).save(path)
     return UnreachableBudget(
         error.field, error.problem, error.allowed, f"{error.hint} The nearest design is in {path}."
     )
 
 
-def _describe(setup: Setup, space: SearchSpace, folder: RunFolder) -> None:
+def _describe(run: Run, space: SearchSpace) -> None:
     """Store what turns indices into designs, so that results can be read offline."""
-    store_text(folder.network, dump_yaml(network_to_dict(setup.network)))
-    store_json(folder.space, space.to_dict())
-    store_text(folder.chip, dump_yaml(setup.chip.to_dict()))
+    store_text(run.folder.network, dump_yaml(network_to_dict(run.network)))
+    store_json(run.folder.space, space.to_dict())
+    store_text(run.folder.chip, dump_yaml(run.chip.to_dict()))

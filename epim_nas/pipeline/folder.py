@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,6 +254,15 @@ class RunFolder:
             parts = known.get(name, version).split(", then ")
             known[name] = ", then ".join(parts if parts[-1] == version else [*parts, version])
         store_json(self.versions, known)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to the record, also when it is interrupted."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note_seconds(stage, time.monotonic() - started)
 
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Add the seconds that a stage took, over all resumed parts."""

@@ -7,7 +7,7 @@ from epim_nas.errors import InputError
 from epim_nas.models.prepare import trains_on_one_image
 from epim_nas.network.batch_norm import following_batch_norms
 from epim_nas.pipeline.config import RunConfig, TrainingConfig
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.stages.supernet import needs_workers
 from epim_nas.pipeline.workers import check_shares
@@ -15,31 +15,31 @@ from epim_nas.supernet.sensitivity import find_method
 from epim_nas.supernet.sensitivity.capture import check_batch
 
 
-def check_trainings(setup: Setup) -> None:
+def check_trainings(run: Run) -> None:
     """Check the batches of every stage of a search.
 
     Raises:
         InputError: a stage's batches are too large, too small, or cannot be split.
     """
-    config = setup.config
-    check_single_images(setup)
+    config = run.config
+    check_single_images(run)
     if config.model.weights is None:
-        check_training(setup, config.baseline, "baseline")
-    if find_method(config.sensitivity.method).normalises and following_batch_norms(setup.model):
+        check_training(run, config.baseline, "baseline")
+    if find_method(config.sensitivity.method).normalises and following_batch_norms(run.model):
         check_batch(min(config.sensitivity.batch_size, config.sensitivity.images))
     if config.supernet.steps:
-        check_training(setup, config.supernet, "supernet")
+        check_training(run, config.supernet, "supernet")
     if config.finalists.count:
-        check_training(setup, config.finalists, "finalists")
+        check_training(run, config.finalists, "finalists")
 
 
-def check_single_images(setup: Setup) -> None:
+def check_single_images(run: Run) -> None:
     """Refuse batches of one image for a network whose batch norms cannot be trained on them.
 
     Raises:
         InputError: naming the batch size.
     """
-    config = setup.config
+    config = run.config
     sizes = {
         "data.batch_size": config.data.batch_size,
         "search.batch_size": min(config.search.batch_size, config.search.calibration_images),
@@ -50,7 +50,7 @@ def check_single_images(setup: Setup) -> None:
         size = training.batch_size or config.data.batch_size
         sizes[f"{group}.batch_size"] = size // getattr(training, "accumulation", 1)
     alone = [key for key, size in sizes.items() if size <= 1]
-    if alone and not trains_on_one_image(setup.model, setup.data.input_shape):
+    if alone and not trains_on_one_image(run.model, run.data.input_shape):
         raise InputError(
             alone[0],
             "gives batches of one image, and a batch norm of this network needs more than one "
@@ -59,11 +59,11 @@ def check_single_images(setup: Setup) -> None:
         )
 
 
-def check_training(setup: Setup, training: TrainingConfig, group: str) -> None:
+def check_training(run: Run, training: TrainingConfig, group: str) -> None:
     """Check that a training's batches can be made.
 
     Args:
-        setup: the run.
+        run: the run.
         training: what the run file says.
         group: its key in the run file, for messages.
 
@@ -71,7 +71,7 @@ def check_training(setup: Setup, training: TrainingConfig, group: str) -> None:
         InputError: a batch has more images than there are, or fewer than the parts it is split
             into.
     """
-    size, images = training.batch_size, setup.data.sizes["train"]
+    size, images = training.batch_size, run.data.sizes["train"]
     if size is not None and size > images:
         raise InputError(
             f"{group}.batch_size",
@@ -80,7 +80,7 @@ def check_training(setup: Setup, training: TrainingConfig, group: str) -> None:
             "Use a smaller batch, more images or a larger data.train_fraction.",
         )
     try:
-        training.train_config(1, setup.config.data.batch_size)
+        training.train_config(1, run.config.data.batch_size)
     except InputError as error:
         field = error.field.replace("training.", f"{group}.", 1)
         raise InputError(field, error.problem, error.allowed, error.hint) from None

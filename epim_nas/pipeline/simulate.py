@@ -24,7 +24,7 @@ from epim_nas.supernet.evaluation import evaluate
 
 def simulate_design(
     design_file: Path,
-    run: str,
+    run_file: str,
     *,
     adc_bits: Sequence[int],
     variations: Sequence[float],
@@ -41,7 +41,7 @@ def simulate_design(
 
     Args:
         design_file: the design.
-        run: run file that names network, data, chip and weights.
+        run_file: run file that names network, data, chip and weights.
         adc_bits: resolutions of the ADCs.
         variations: standard deviations of the logarithm of a cell's conductance.
         adc_range: what the ADCs' codes are spread over.
@@ -70,19 +70,21 @@ def simulate_design(
         for variation in dict.fromkeys(variations)
         for bits in dict.fromkeys(adc_bits)
     ]
-    setup, design = load_for(design_file, run, overrides, weights_needed=weights is None)
-    events = count_network(setup.network, design, setup.chip)
+    run, design = load_for(
+        design_file, run_file, overrides, reporter, weights_needed=weights is None
+    )
+    events = count_network(run.network, design, run.chip)
     folder = make_folder(out if out is not None else Path("simulated") / design_file.stem, "--out")
-    model = quantized_network(setup, design, weights, reporter)
-    config = setup.config
-    size = min(64, setup.config.search.batch_size)
-    batches = list(setup.data.batches(cast(Split, split), size, images))
+    model = quantized_network(run, design, weights)
+    config = run.config
+    size = min(64, run.config.search.batch_size)
+    batches = list(run.data.batches(cast(Split, split), size, images))
     # In float32: with bfloat16 the torch network itself would differ from the integers.
     score = evaluate(model, batches, config.device, "float32")
     rows = []
-    with (reporter or Reporter()).stage("Simulating", len(settings)) as advance:
+    with run.reporter.stage("Simulating", len(settings)) as advance:
         for done, (converter, cells) in enumerate(settings, 1):
-            chip_model = simulate(model.cpu(), design, setup.chip, converter, cells)
+            chip_model = simulate(model.cpu(), design, run.chip, converter, cells)
             accuracy = evaluate(chip_model, batches, config.device, "float32").accuracy
             layers = [m for m in chip_model.modules() if isinstance(m, SimulatedLayer)]
             rows.append(
@@ -106,7 +108,7 @@ def simulate_design(
         "schema": "epim-nas/simulation@1",
         "design": str(design_file),
         "network": design.network,
-        "chip": setup.chip.name,
+        "chip": run.chip.name,
         "weights": "projected" if weights is None else str(weights),
         "split": split,
         "images": score.images,

@@ -18,6 +18,7 @@ from epim_nas.errors import InputError
 from epim_nas.files import write_json
 from epim_nas.pipeline.evaluate import load_trained
 from epim_nas.pipeline.finetune.job import Job, run_training, started_network
+from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.progress import Advance, Reporter
 from epim_nas.supernet.parallel import Parallel
 from epim_nas.supernet.train_config import TrainConfig
@@ -32,7 +33,7 @@ Progress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
-class Together(Generic[T]):
+class DistributedTraining(Generic[T]):
     """A training that several workers do together.
 
     Attributes:
@@ -52,7 +53,7 @@ class Together(Generic[T]):
 
 
 def train_together(
-    training: Together[T],
+    training: DistributedTraining[T],
     workers: int,
     title: str,
     reporter: Reporter,
@@ -110,7 +111,7 @@ def check_shares(batch_size: int, workers: int, field: str) -> None:
         )
 
 
-def _work(argument: tuple[Together[T], Path]) -> None:
+def _work(argument: tuple[DistributedTraining[T], Path]) -> None:
     """Train in a worker process, telling the driver by a file."""
     training, marker = argument
     check_visible(marker)
@@ -134,16 +135,18 @@ def train_on_workers(job: Job, training: TrainConfig, workers: int, reporter: Re
         workers: how many.
         reporter: shows the progress.
     """
-    together = Together(_tune, (job, training), job.folder, training.steps, training.batch_size)
+    together = DistributedTraining(
+        _tune, (job, training), job.folder, training.steps, training.batch_size
+    )
     address = job.config.executor.address
     train_together(together, workers, f"Fine-tuning x{workers}", reporter, address=address)
 
 
 def _tune(argument: tuple[Job, TrainConfig], progress: Progress) -> None:
     job, training = argument
-    setup = load_trained(job.config, job.run_folder, job.design, "design")
-    model = started_network(job, setup)
-    run_training(job, setup, model, training, progress=progress, parallel=Parallel.current())
+    run = load_trained(job.config, RunFolder(job.run_folder), job.design, "design")
+    model = started_network(job, run)
+    run_training(job, run, model, training, progress=progress, parallel=Parallel.current())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from epim_nas import load_chip
 from epim_nas.models.registry import build_model
 from epim_nas.network.trace import trace
-from epim_nas.pipeline.stages.baseline import activation_batch
+from epim_nas.pipeline.measure import activation_batch
 from epim_nas.supernet.training import TrainConfig, train
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"

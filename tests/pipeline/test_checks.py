@@ -10,7 +10,7 @@ import pytest
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.pipeline.preflight import check_cluster, check_trainings
 from tests.pipeline.tiny import write_run
@@ -98,7 +98,7 @@ def test_one_image_is_enough_where_no_statistics_are_taken(
     method: str, refused: bool, tmp_path: Path
 ) -> None:
     run = write_run(tmp_path, sensitivity={"method": method, "batch_size": 1, "images": 8})
-    setup = Setup.load(load_run_config(str(run))[0])
+    setup = Run.load(load_run_config(str(run))[0], RunFolder(tmp_path / "run"))
     if not refused:
         check_trainings(setup)
         return

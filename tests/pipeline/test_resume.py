@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from epim_nas.cli.app import run_command
 from epim_nas.pipeline.config import load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages.baseline import make_scorer, prepare_supernet
+from epim_nas.pipeline.measure import make_scorer
+from epim_nas.pipeline.stages.supernet import prepare_supernet
 from epim_nas.space.space import SearchSpace
 from epim_nas.study.inflight import Pending
 from epim_nas.study.store import TrialStore
@@ -153,10 +153,10 @@ def test_a_finalist_goes_on_where_its_damage_is_measured_otherwise(
 ) -> None:
     """As on another device: the learning rate follows the damage, and it is the training's."""
     config, _ = load_run_config(str(write_run(tmp_path)))
-    setup, folder = Setup.load(config), RunFolder(tmp_path / "run")
-    folder.checkpoints.mkdir(parents=True)
-    supernet = prepare_supernet(setup, setup.build_space(), folder, Reporter())
-    scorer = make_scorer(setup, supernet, setup.model)
+    this = Run.load(config, RunFolder(tmp_path / "run"))
+    this.folder.checkpoints.mkdir(parents=True)
+    supernet = prepare_supernet(this, this.model, this.build_space())
+    scorer = make_scorer(this, supernet, this.model)
     files = str(tmp_path / "a.state"), str(tmp_path / "a.safetensors")
     row, training = (0,) * len(supernet.space.groups), TrainConfig(6, 32, warmup=0)
 

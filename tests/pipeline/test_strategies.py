@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.driver import search
+from epim_nas.pipeline.folder import RunFolder
 from epim_nas.records import RunResult
 from tests.pipeline.tiny import write_run
 
@@ -99,7 +100,7 @@ def test_a_search_keeps_its_trials_in_a_database(tmp_path: Path) -> None:
 def test_a_trials_costs_are_those_of_its_design_alone(tmp_path: Path) -> None:
     """A search asks the model of its whole space; a design is evaluated by itself elsewhere."""
     result = run(tmp_path)
-    setup = Setup.load(RunConfig.model_validate(result.config))
+    setup = Run.load(RunConfig.model_validate(result.config), RunFolder(tmp_path))
     for trial in result.trials:
         alone = setup.metrics(trial.design)
         assert set(alone) <= set(trial.metrics)

@@ -85,13 +85,15 @@ def search(
     search_config = SimpleNamespace(
         strategy=strategy, trials=trials, fitness="latency_ns", population=20, repair=True
     )
-    setup: Any = SimpleNamespace(config=SimpleNamespace(search=search_config, seed=3))
+    this: Any = SimpleNamespace(
+        config=SimpleNamespace(search=search_config, seed=3), reporter=Reporter()
+    )
     store = TrialStore(folder / "study.journal", OBJECTIVES, problem.space, storage=storage)
     first = STRATEGIES[strategy].first
     seeds = [seed.row for seed in exact_seeds(FeasibleSolver(problem), 5)] if first else []
     workers = Workers(problem, capacity, calls, len(store.trials()), before_call)
     try:
-        run_trials(setup, FeasibleSolver(problem), seeds, store, workers, Reporter())
+        run_trials(this, FeasibleSolver(problem), seeds, store, workers)
     except KeyboardInterrupt:
         assert calls is not None
     return store.trials()

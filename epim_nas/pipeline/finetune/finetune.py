@@ -19,14 +19,15 @@ from epim_nas.export.weights import WEIGHTS
 from epim_nas.files import locked, make_folder
 from epim_nas.models.weights import save_weights
 from epim_nas.pipeline.config import FinetuneConfig, load_run_config
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.evaluate import load_trained, quantized_network, recalibrate
 from epim_nas.pipeline.finetune.folder import DAMAGED, Result, Start, adopt, settings_of
 from epim_nas.pipeline.finetune.job import Job, run_training, started_network, steps_per_epoch
+from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.measure import measure, score_settings
 from epim_nas.pipeline.preflight import check_training, check_workers
 from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.results import relative
-from epim_nas.pipeline.stages.baseline import measure, score_settings
 from epim_nas.pipeline.workers import train_on_workers
 from epim_nas.schema import load_json_as, validate
 from epim_nas.stored import remove_stored, store_json
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def finetune_design(
     design_file: Path,
-    run: str,
+    run_file: str,
     *,
     options: Mapping[str, Any] | None = None,
     weights: Path | None = None,
@@ -52,7 +53,7 @@ def finetune_design(
 
     Args:
         design_file: the design.
-        run: run file that names network, data and weights.
+        run_file: run file that names network, data and weights.
         options: keys of the run file's ``finetune`` group that differ.
         weights: epitomes to start from, such as a finalist's; by default the run's trained network
             is projected.
@@ -73,19 +74,20 @@ def finetune_design(
         allowed = "a .safetensors file of epitomes"
         raise InputError("--weights", f"{weights} is not a file", allowed)
     design = load_design(design_file)
-    config, path = load_run_config(run, overrides)
+    config, path = load_run_config(run_file, overrides)
     config = config.model_copy(update={"finetune": _with(config.finetune, options or {})})
     name = design_file.stem
     folder = make_folder(out if out is not None else Path("finetuned") / name, "--out").resolve()
     job = Job(config, path.parent.resolve(), design, folder)
     with locked(folder, "fine-tuning"):
         try:
-            setup = load_trained(job.config, job.run_folder, design, str(design_file))
-            finished = adopt(job, settings_of(job, setup, weights, workers))
+            folder_of_run = RunFolder(job.run_folder)
+            run = load_trained(job.config, folder_of_run, design, str(design_file), reporter)
+            finished = adopt(job, settings_of(job, run, weights, workers))
             if finished is not None:
                 log.info("%s was finished before: nothing to do", folder)
             else:
-                finished = _run(job, setup, weights, workers, reporter or Reporter())
+                finished = _train(job, run, weights, workers)
         except KeyboardInterrupt:
             raise InterruptedRun(
                 f"interrupted; everything finished is saved in {folder}. "
@@ -95,10 +97,10 @@ def finetune_design(
     return {**finished, "weights": relative(folder / finished["weights"])}
 
 
-def _run(job: Job, setup: Setup, weights: Path | None, workers: int, reporter: Reporter) -> Result:
+def _train(job: Job, run: Run, weights: Path | None, workers: int) -> Result:
     """Train, and store the result; returns what is stored."""
-    _check(setup, workers)
-    training, start = _prepare(job, setup, weights, reporter)
+    _check(run, workers)
+    training, start = _prepare(job, run, weights)
     log.info(
         "top-1 %.2f %% before training, damage %.3g nats, learning rate %.3g%s, %d steps",
         100 * start.before,
@@ -108,11 +110,11 @@ def _run(job: Job, setup: Setup, weights: Path | None, workers: int, reporter: R
         training.steps,
     )
     if workers > 1:
-        train_on_workers(job, training, workers, reporter)
-    model = started_network(job, setup)
-    with reporter.stage("Fine-tuning", training.steps) as advance, _stopping() as stop:
+        train_on_workers(job, training, workers, run.reporter)
+    model = started_network(job, run)
+    with run.reporter.stage("Fine-tuning", training.steps) as advance, _stopping() as stop:
         result = run_training(
-            job, setup, model, training,
+            job, run, model, training,
             progress=lambda step, loss: advance(step, f"loss {loss:.3f}"), stop=stop,
         )  # fmt: skip
         if not result.finished:  # inside of the stage, which says that it is done otherwise
@@ -120,19 +122,19 @@ def _run(job: Job, setup: Setup, weights: Path | None, workers: int, reporter: R
                 f"interrupted at step {result.steps} of {training.steps}; the training is saved in "
                 f"{job.folder}. Type the same command to go on."
             )
-    return _conclude(job, setup, model, start, result)
+    return _conclude(job, run, model, start, result)
 
 
-def _check(setup: Setup, workers: int) -> None:
+def _check(run: Run, workers: int) -> None:
     """Check, before anything is computed, that the training can be had.
 
     Raises:
         InputError: batches that cannot be made or shared, or no Ray to share them with.
     """
-    training = setup.config.finetune
-    check_training(setup, training, "finetune")
+    training = run.config.finetune
+    check_training(run, training, "finetune")
     if workers > 1:
-        check_workers(setup.config, training, workers, "--workers")
+        check_workers(run.config, training, workers, "--workers")
 
 
 def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
@@ -147,34 +149,30 @@ def _with(config: FinetuneConfig, options: Mapping[str, Any]) -> FinetuneConfig:
         raise InputError(f"--{option}", error.problem, error.allowed, error.hint) from None
 
 
-def _prepare(
-    job: Job, setup: Setup, weights: Path | None, reporter: Reporter
-) -> tuple[TrainConfig, Start]:
+def _prepare(job: Job, run: Run, weights: Path | None) -> tuple[TrainConfig, Start]:
     """The start of the training, measured, from the folder where it is known."""
-    config = setup.config
+    config = run.config
     settings = config.finetune
     if job.start_record.exists() and job.start.exists():
         start = load_json_as(job.start_record, Start, DAMAGED)
     else:
-        model = quantized_network(setup, job.design, weights, reporter)
-        batches = score_settings(setup).calibration_batches(setup.data)
-        recalibrate(setup, model)
-        before = measure(setup, model, "validation").accuracy
-        damage = measure_damage(model, setup.model, batches, config.device, config.precision)
+        model = quantized_network(run, job.design, weights)
+        batches = score_settings(run).calibration_batches(run.data)
+        recalibrate(run, model)
+        before = measure(run, model, "validation").accuracy
+        damage = measure_damage(model, run.model, batches, config.device, config.precision)
         start = Start(before, damage, peak_rate(settings.lr, damage))
         save_weights(model, job.start, stored=True)
         store_json(job.start_record, asdict(start))
     training = settings.train_config(1, config.data.batch_size, start.learning_rate)
-    steps = settings.epochs * steps_per_epoch(setup, training)
+    steps = settings.epochs * steps_per_epoch(run, training)
     return replace(training, steps=steps), start
 
 
-def _conclude(
-    job: Job, setup: Setup, model: nn.Module, start: Start, trained: TrainResult
-) -> Result:
+def _conclude(job: Job, run: Run, model: nn.Module, start: Start, trained: TrainResult) -> Result:
     """Keep the better of before and after by validation, measure the test images once, store."""
-    recalibrate(setup, model)
-    after = measure(setup, model, "validation").accuracy
+    recalibrate(run, model)
+    after = measure(run, model, "validation").accuracy
     if after < start.before:
         log.warning(
             "top-1 fell from %.2f to %.2f %%: the weights before training are kept. "
@@ -182,7 +180,7 @@ def _conclude(
             100 * start.before,
             100 * after,
         )
-        model = started_network(job, setup)
+        model = started_network(job, run)
     weights = job.folder / WEIGHTS
     result: Result = {
         "schema": "epim-nas/finetuning@1",
@@ -193,7 +191,7 @@ def _conclude(
         "damage": start.damage,
         "before": start.before,
         "validation_accuracy": max(start.before, after),
-        "test_accuracy": measure(setup, model, "test").accuracy,
+        "test_accuracy": measure(run, model, "test").accuracy,
         "validation_curve": list(trained.measured),
         "weights": weights.name,
     }

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 from epim_nas.errors import InputError
 from epim_nas.export.weights import weights_digest
 from epim_nas.files import digest, file_digest
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.finetune.job import Job
 from epim_nas.schema import load_json_as
 from epim_nas.stored import check_stored, store_json
@@ -72,12 +72,12 @@ class Result(TypedDict):
     weights: str
 
 
-def settings_of(job: Job, setup: Setup, weights: Path | None, workers: int) -> dict[str, Any]:
+def settings_of(job: Job, run: Run, weights: Path | None, workers: int) -> dict[str, Any]:
     """Everything that the trained weights depend on: the identity of a fine-tuning."""
     config = job.config
     device = resolve_device(config.device)
     by_crossbar = config.quantization.granularity == "crossbar"
-    dense = {**dict(setup.model.named_parameters()), **dict(setup.model.named_buffers())}
+    dense = {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())}
     return {
         "design": digest(job.design.to_dict()["layers"]),
         "weights": None if weights is None else file_digest(weights),
@@ -85,7 +85,7 @@ def settings_of(job: Job, setup: Setup, weights: Path | None, workers: int) -> d
         # weights of a library's network come from none.
         "dense_weights": weights_digest(dense),
         # Elsewhere no weight knows the crossbar that it will lie on.
-        "chip": setup.chip.digest if by_crossbar else None,
+        "chip": run.chip.digest if by_crossbar else None,
         "workers": workers,
         # `auto` differs from device to device.
         "precision": resolve_precision(device, config.precision),

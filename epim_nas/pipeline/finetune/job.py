@@ -10,9 +10,9 @@ from torch import nn
 
 from epim_nas.epitome.design import Design
 from epim_nas.pipeline.config import RunConfig
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.evaluate import quantized_network, recalibrate
-from epim_nas.pipeline.stages.baseline import measure
+from epim_nas.pipeline.measure import measure
 from epim_nas.report.events import RunEvents
 from epim_nas.supernet.parallel import ALONE, Parallel
 from epim_nas.supernet.train_config import TrainConfig
@@ -58,7 +58,7 @@ class Job:
 
 def run_training(
     job: Job,
-    setup: Setup,
+    run: Run,
     model: nn.Module,
     training: TrainConfig,
     *,
@@ -67,8 +67,8 @@ def run_training(
     parallel: Parallel = ALONE,
 ) -> TrainResult:
     """Train the network of a job, or the rest of it, with curves in its folder."""
-    config = setup.config
-    epoch = steps_per_epoch(setup, training)
+    config = run.config
+    epoch = steps_per_epoch(run, training)
     with RunEvents(job.folder / "tensorboard") as events:
 
         def note(step: int, loss: float) -> None:
@@ -78,17 +78,17 @@ def run_training(
             progress(step, loss)
 
         def validate_epoch(network: nn.Module) -> float:
-            recalibrate(setup, network)
-            return measure(setup, network, "validation").accuracy
+            recalibrate(run, network)
+            return measure(run, network, "validation").accuracy
 
         result = train(
             model,
-            setup.data,
+            run.data,
             training,
             seed=config.seed,
             device=config.device,
             precision=config.precision,
-            teacher=setup.model,
+            teacher=run.model,
             checkpoint=job.state,
             checkpoint_every=min(epoch, _CHECKPOINT_EVERY),
             progress=note,
@@ -103,11 +103,11 @@ def run_training(
     return result
 
 
-def started_network(job: Job, setup: Setup) -> nn.Module:
+def started_network(job: Job, run: Run) -> nn.Module:
     """The network of a job with the weights that it starts from."""
-    return quantized_network(setup, job.design, job.start)
+    return quantized_network(run, job.design, job.start)
 
 
-def steps_per_epoch(setup: Setup, training: TrainConfig) -> int:
+def steps_per_epoch(run: Run, training: TrainConfig) -> int:
     """Optimizer steps of a pass over the training images."""
-    return max(1, setup.data.sizes["train"] // training.batch_size)
+    return max(1, run.data.sizes["train"] // training.batch_size)

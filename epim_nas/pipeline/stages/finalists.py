@@ -15,10 +15,9 @@ from epim_nas.cluster.executor import LocalExecutor
 from epim_nas.cluster.ray_tune import tune_stepwise
 from epim_nas.cluster.registry import pool_settings
 from epim_nas.files import make_parents
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
-from epim_nas.pipeline.progress import Advance, Reporter
-from epim_nas.pipeline.stages.baseline import timed
+from epim_nas.pipeline.progress import Advance
 from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.pareto import front_numbers, select
 from epim_nas.solver.ranking import expected_rank
@@ -63,13 +62,11 @@ def choose_finalists(
 
 
 def finetune_finalists(
-    setup: Setup,
+    run: Run,
     space: SearchSpace,
     finalists: Sequence[TrialRecord],
-    folder: RunFolder,
     store: TrialStore,
     scorer: Scorer,
-    reporter: Reporter,
     on_finalist: Callable[[Finalist], None] = lambda finalist: None,
 ) -> list[Finalist]:
     """Train the finalists on their own; those that are stored are not trained again.
@@ -77,29 +74,28 @@ def finetune_finalists(
     In this process one after the other; on Ray side by side, the worse half stopping early
     (:func:`~epim_nas.cluster.ray_tune.tune_stepwise`).
     """
-    settings = setup.config.finalists
-    config = settings.train_config(settings.steps, setup.config.data.batch_size)
-    make_parents(finalist_file(folder, 0))
+    settings = run.config.finalists
+    config = settings.train_config(settings.steps, run.config.data.batch_size)
+    make_parents(finalist_file(run.folder, 0))
     jobs: dict[int, tuple[Any, ...]] = {}
     for record in finalists:
-        file = finalist_file(folder, record.number)
+        file = finalist_file(run.folder, record.number)
         if not file.exists():
             weights = file.with_suffix(".safetensors").resolve()
             state = str(weights.with_suffix(".state"))
-            row, seed = space.row(record.design), setup.config.seed + 4
+            row, seed = space.row(record.design), run.config.seed + 4
             jobs[record.number] = (row, config, seed, state, str(weights), settings.lr)
     done = (len(finalists) - len(jobs)) * settings.steps
-    train = _train_on_ray if setup.config.executor.kind == "ray" else _train_here
+    train = _train_on_ray if run.config.executor.kind == "ray" else _train_here
     with (
-        timed(folder, "finalists"),
-        reporter.stage("Finalists", len(finalists) * settings.steps, done) as advance,
+        run.stage("finalists", "Finalists", len(finalists) * settings.steps, done) as advance,
     ):
-        for number, result in train(setup, scorer, jobs, folder, partial(_later, advance, done)):
-            path = finalist_file(folder, number)
+        for number, result in train(run, scorer, jobs, partial(_later, advance, done)):
+            path = finalist_file(run.folder, number)
             store_json(path, {"trial": number, **result})
             for left in (path.with_suffix(".state"), start_file(path.with_suffix(".state"))):
                 remove_stored(left)
-    stored = load_finalists(folder, finalists)
+    stored = load_finalists(run.folder, finalists)
     store.note_finalists(stored)
     for finalist in stored:
         on_finalist(finalist)
@@ -111,13 +107,12 @@ Results = Iterator[tuple[int, dict[str, Any]]]
 
 
 def _train_here(
-    setup: Setup,
+    run: Run,
     scorer: Scorer,
     jobs: Mapping[int, tuple[Any, ...]],
-    folder: RunFolder,
     advance: Advance,
 ) -> Results:
-    steps = setup.config.finalists.steps
+    steps = run.config.finalists.steps
     with LocalExecutor(lambda: scorer) as executor:
         for number, arguments in jobs.items():
             executor.submit(number, "finetune", *arguments)
@@ -134,15 +129,14 @@ def _train_here(
 
 
 def _train_on_ray(
-    setup: Setup,
+    run: Run,
     scorer: Scorer,
     jobs: Mapping[int, tuple[Any, ...]],
-    folder: RunFolder,
     advance: Advance,
 ) -> Results:
     if not jobs:
         return
-    config, executor = setup.config.finalists, setup.config.executor
+    config, executor = run.config.finalists, run.config.executor
     rungs = min(config.rungs, config.steps)
     steps = [config.steps * (part + 1) // rungs for part in range(rungs)]
     reached: dict[int, int] = {}
@@ -153,7 +147,7 @@ def _train_on_ray(
 
     tuned = tune_stepwise(
         scorer, "finetune", jobs, steps,
-        pool=pool_settings(executor), storage=(folder.finalists / "ray").resolve(),
+        pool=pool_settings(executor), storage=(run.folder.finalists / "ray").resolve(),
         address=executor.address, on_result=note,
     )  # fmt: skip
     for number, found in tuned.items():

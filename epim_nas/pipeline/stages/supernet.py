@@ -10,15 +10,17 @@ from pathlib import Path
 from torch import nn
 
 from epim_nas.data.base import Data
+from epim_nas.epitome.alignment import AlignmentSearch
 from epim_nas.pipeline.config import SupernetConfig
-from epim_nas.pipeline.context import Setup
+from epim_nas.pipeline.context import Run
 from epim_nas.pipeline.folder import RunFolder
+from epim_nas.pipeline.measure import activation_batch, output_covariances
 from epim_nas.pipeline.progress import Reporter
-from epim_nas.pipeline.stages.baseline import timed
-from epim_nas.pipeline.workers import Progress, Together, train_together
+from epim_nas.pipeline.workers import DistributedTraining, Progress, train_together
 from epim_nas.solver.feasible import FeasibleSolver
-from epim_nas.space.space import Row
+from epim_nas.space.space import Row, SearchSpace
 from epim_nas.supernet.checkpoint import read_checkpoint
+from epim_nas.supernet.evaluation import resolve_device
 from epim_nas.supernet.parallel import ALONE, Parallel
 from epim_nas.supernet.sandwich import Sandwich
 from epim_nas.supernet.supernet import Supernet
@@ -90,41 +92,71 @@ def _train_in_worker(training: SupernetTraining, progress: Progress) -> None:
     training.run(progress, Parallel.current())
 
 
+def prepare_supernet(run: Run, model: nn.Module, space: SearchSpace) -> Supernet:
+    """The untrained supernet, its choices projected and its activation ranges calibrated.
+
+    The orders that are found are kept in the run.folder.
+    """
+    device = resolve_device(run.config.device)
+    layer_choices = space.layer_choices
+    shared = [
+        name
+        for name, choices in layer_choices.items()
+        if any(choice.shape is not None for choice in choices)
+    ]
+    # One descent: a search may have a thousand plans, and restarts gain little.
+    search = AlignmentSearch(restarts=0, tolerance=1e-3) if run.config.projection.align else None
+    with run.folder.timed("projection"):
+        covariances = output_covariances(run, model, shared)
+        total = sum(
+            len(choices) * ((search is not None) + (name in (covariances or {})))
+            for name, choices in layer_choices.items()
+        )
+        with run.reporter.stage("Projection", total) as advance:
+            supernet = Supernet(
+                model, run.network, space, run.quantization, search,
+                covariances=covariances,
+                alignments=run.folder.checkpoints / f"alignment-{space.digest[:12]}",
+                progress=lambda done: advance(done, ""),
+            )  # fmt: skip
+    supernet.to(device)
+    supernet.calibrate_activations(activation_batch(run)[0].to(device))
+    return supernet
+
+
 def train_supernet(
-    setup: Setup,
+    run: Run,
     supernet: Supernet,
     teacher: nn.Module,
     solver: FeasibleSolver,
     seeds: Sequence[Row],
-    folder: RunFolder,
-    reporter: Reporter,
 ) -> tuple[tuple[int, float], ...]:
     """Train the shared weights, on several workers where the run file says so.
 
     Returns:
         The loss curve.
     """
-    config = setup.config.supernet
+    config = run.config.supernet
     if config.steps == 0:
         return ()
     training = SupernetTraining(
         supernet,
         teacher,
-        setup.data,
-        config.train_config(config.steps, setup.config.data.batch_size, config.lr),
+        run.data,
+        config.train_config(config.steps, run.config.data.batch_size, config.lr),
         Sandwich(
-            solver, seeds, setup.config.seed, random=config.random, around=config.around,
+            solver, seeds, run.config.seed, random=config.random, around=config.around,
             warmup_steps=round(config.bits_warmup * config.steps),
         ),
-        setup.config.seed + 2,
-        setup.config.device,
-        setup.config.precision,
-        _state_file(folder).resolve(),
+        run.config.seed + 2,
+        run.config.device,
+        run.config.precision,
+        _state_file(run.folder).resolve(),
     )  # fmt: skip
-    with timed(folder, "supernet"):
-        if needs_workers(config, folder):
-            _train_on_workers(training, config.workers, setup.config.executor.address, reporter)
-        with reporter.stage("Supernet", config.steps) as advance:
+    with run.folder.timed("supernet"):
+        if needs_workers(config, run.folder):
+            _train_on_workers(training, config.workers, run.config.executor.address, run.reporter)
+        with run.reporter.stage("Supernet", config.steps) as advance:
             result = training.run(lambda step, loss: advance(step, f"loss {loss:.3f}"))
     supernet.select(None)
     return result.curve
@@ -134,7 +166,7 @@ def _train_on_workers(
     training: SupernetTraining, workers: int, address: str | None, reporter: Reporter
 ) -> None:
     """Train on several workers; the checkpoint is then that of the end."""
-    together = Together(
+    together = DistributedTraining(
         _train_in_worker, training, training.checkpoint.parent,
         training.config.steps, training.config.batch_size,
     )  # fmt: skip

@@ -14,8 +14,7 @@ import optuna
 from epim_nas.cluster.executor import Executor
 from epim_nas.errors import EpimError
 from epim_nas.pipeline.config import SearchConfig
-from epim_nas.pipeline.context import Setup
-from epim_nas.pipeline.progress import Reporter
+from epim_nas.pipeline.context import Run
 from epim_nas.records import Origin, TrialRecord
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
@@ -36,12 +35,11 @@ _MAX_FAILURES = 5
 
 
 def run_trials(
-    setup: Setup,
+    run: Run,
     solver: FeasibleSolver,
     seeds: Sequence[Row],
     store: TrialStore,
     executor: Executor,
-    reporter: Reporter,
     on_trial: Callable[[TrialRecord], None] = lambda record: None,
 ) -> None:
     """Score designs until the run file's number of trials is stored.
@@ -50,15 +48,14 @@ def run_trials(
     that was scored is never scored again: a proposal of it costs nothing and is passed over.
 
     Args:
-        setup: the run.
+        run: the run.
         solver: the solver of the search problem.
         seeds: designs to score before the strategy proposes any.
         store: the trials on disk.
         executor: scores designs.
-        reporter: shows the progress.
         on_trial: called with every stored trial.
     """
-    config, problem = setup.config, solver.problem
+    config, problem = run.config, solver.problem
     strategy = find_strategy(config.search.strategy)
     target = config.search.trials
     study = optuna.create_study(
@@ -73,7 +70,7 @@ def run_trials(
     done = len(store.trials())
     if not strategy.proposes:  # as many as are left of its designs, also where there are more now
         target = done + len(firsts - scored)
-    with reporter.stage("Search", target, min(done, target)) as advance:
+    with run.reporter.stage("Search", target, min(done, target)) as advance:
         while done < target:
             while len(in_flight) < executor.capacity and done + len(in_flight) < target:
                 trial = study.ask(distributions(problem))
