@@ -66,6 +66,7 @@ class Finalist:
         test_accuracy: top-1 on the test images, measured once.
         curve: (step, loss) samples of the fine-tuning.
         weights: the checkpoint, relative to the run folder.
+        validation_images: number of search-validation images; 0 where that was not stored.
     """
 
     number: int
@@ -76,6 +77,7 @@ class Finalist:
     test_accuracy: float
     curve: tuple[tuple[int, float], ...] = ()
     weights: str = ""
+    validation_images: int = 0
 
 
 @dataclass(frozen=True)

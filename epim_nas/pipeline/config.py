@@ -27,7 +27,7 @@ from epim_nas.schema import STORED, Strict, apply_overrides, validate
 from epim_nas.solver.metrics import METRICS, metric_of, parse_objective
 from epim_nas.space.config import SpaceConfig
 from epim_nas.stored import check_stored
-from epim_nas.study.storage import check_url
+from epim_nas.study.storage_url import check_url
 from epim_nas.study.strategies import find_strategy
 from epim_nas.supernet.sandwich import Around
 from epim_nas.supernet.sensitivity import find_method

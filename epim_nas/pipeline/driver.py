@@ -106,6 +106,8 @@ def _run(
     reporter: Reporter,
     on_trial: Callable[[TrialRecord], None] | None,
 ) -> RunResult:
+    if config.search.storage is not None:
+        open_url(config.search.storage)  # a wrong one should not show after the baseline
     torch.manual_seed(config.seed)
     run = Run.load(config, folder, reporter)
     check_trainings(run)
@@ -133,8 +135,6 @@ def _run(
     run.dense_totals()  # an objective that is wrong should not show after the baseline
     folder.note_versions(versions())
 
-    if config.search.storage is not None:
-        open_url(config.search.storage)  # a wrong one should not show after the baseline
     take_over(config, folder)
     model, baseline = prepare_baseline(run)
     log.info(
@@ -152,8 +152,7 @@ def _run(
     with DashboardWriter(
         folder.tensorboard, config.name, config.objectives, limits, baseline
     ) as dashboard:
-        for record in store.records():
-            dashboard.add_trial(record)
+        dashboard.add_stored(store.records())
         curve = train_supernet(run, supernet, model, solver, seeds)
         store_json(folder.supernet, curve)
         for step, loss in curve:
@@ -182,7 +181,7 @@ def _run(
         # After the search's workers are gone: on Ray they hold what the trainings need.
         finetune_finalists(run, space, chosen, store, scorer, dashboard.add_finalist)
         interrupts.check()
-        result = load_result(folder)
+        result = load_result(folder, store)
         write_results(result, folder, run.cost, run.network)
         knee = next((r for r in result.trials if r.number == result.selected.get("knee")), None)
         dashboard.finish(

@@ -131,8 +131,8 @@ def trained_model(folder: str | Path, which: str | int | None = None) -> nn.Modu
 
     Args:
         folder: the run folder.
-        which: a selection's name or a trial's number; that of ``best.yaml`` by default, the
-            fine-tuned design of highest validation accuracy.
+        which: a selection's name or a trial's number; that of ``best.yaml`` by default
+            (:func:`~epim_nas.solver.pareto.best_finalist`).
 
     Returns:
         The network in evaluation mode; its convolutions are epitomes.

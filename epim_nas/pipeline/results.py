@@ -31,7 +31,7 @@ from epim_nas.report.summary import latex_table, markdown_summary
 from epim_nas.report.tables import write_front_csv
 from epim_nas.schema import Number
 from epim_nas.solver.metrics import METRICS, metric_of, own_metrics, own_texts, parse_objective
-from epim_nas.solver.pareto import BEST_IN, SELECTIONS, front_numbers, select
+from epim_nas.solver.pareto import BEST_IN, SELECTIONS, best_finalist, front_numbers, select
 from epim_nas.space.space import SearchSpace
 from epim_nas.stored import store_json
 from epim_nas.study.store import STUDY_NAME, TrialStore
@@ -50,8 +50,12 @@ MEASURED = {
 }
 
 
-def load_result(folder: RunFolder) -> RunResult:
+def load_result(folder: RunFolder, store: TrialStore | None = None) -> RunResult:
     """Everything that a run folder stores, whether the run has ended or not.
+
+    Args:
+        folder: the run folder.
+        store: its trials, where they are open already: reading them again takes long.
 
     Raises:
         InputError: this is not the folder of a run, or nothing was scored yet.
@@ -67,7 +71,7 @@ def load_result(folder: RunFolder) -> RunResult:
             f"{shlex.quote(str(folder.config))} --out {shlex.quote(str(folder.path))}`.",
         )
     space = folder.parse(folder.space, SearchSpace.from_dict)
-    store = open_store(folder, config, space)
+    store = store or open_store(folder, config, space)
     # Also costs that a module replaces: reports name what computes them.
     if not {metric.name for metric in own_metrics()} >= store.own_metrics:
         _import_parts(folder, config)
@@ -80,6 +84,9 @@ def load_result(folder: RunFolder) -> RunResult:
         for which in SELECTIONS
         if on_front and _selectable(which, config)
     }
+    finalists = load_finalists(folder, records)
+    if finalists:
+        selected["best-accuracy"] = best_finalist(finalists, config.objectives).number
     return RunResult(
         name=config.name,
         config=config.model_dump(mode="json", by_alias=True),
@@ -88,7 +95,7 @@ def load_result(folder: RunFolder) -> RunResult:
         baseline=folder.parse(folder.baseline, lambda data: Baseline(**data)),
         trials=tuple(records),
         front=front,
-        finalists=tuple(load_finalists(folder, records)),
+        finalists=tuple(finalists),
         selected=selected,
         supernet_curve=folder.load(folder.supernet, tuple[tuple[int, float], ...])
         if folder.supernet.exists()
@@ -232,9 +239,7 @@ def full_design(result: RunResult, record: TrialRecord | Finalist, cost: CostMod
 
 
 def best_number(result: RunResult) -> int | None:
-    """The trial of ``best.yaml``: the finalist of highest validation accuracy, else the front's."""
-    if result.finalists:
-        return result.finalists[0].number
+    """The trial of ``best.yaml``; None where the front is empty."""
     return result.selected.get("best-accuracy")
 
 
@@ -265,6 +270,8 @@ def find_trial(result: RunResult, which: str, field: str = "--select") -> TrialR
             f"on the front: {', '.join(map(str, result.front))}",
         )
     by_number = {record.number: record for record in result.trials}
+    if which in result.selected:
+        return by_number[result.selected[which]]
     on_front = [by_number[number] for number in result.front]
     try:
         return select(on_front, which, result.objectives)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from epim_nas.epitome.design import Choice
 from epim_nas.network.spec import Network
 from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.report.layers import LayerRow, NetworkCostLike, layer_rows
@@ -42,11 +43,22 @@ def page_data(
         costs: trial number -> cost, for crossbars, latency and energy of layers.
     """
     store: dict[LayerRow, int] = {}
+    # Without costs a row depends on the layer and its choice alone: most trials need no new one.
+    known: dict[tuple[str, Choice], int] = {}
     costs = costs or {}
+    order = None if network is None else [layer.name for layer in network.weighted]
 
     def layers_of(trial: TrialRecord) -> list[int]:
-        rows = layer_rows(trial.design, network, costs.get(trial.number))
-        return [store.setdefault(row, len(store)) for row in rows]
+        cost = costs.get(trial.number)
+        choices = [(name, trial.design[name]) for name in order or trial.design]
+        found = [known.get(choice) for choice in choices] if cost is None else [None]
+        if None not in found:
+            return cast("list[int]", found)
+        rows = layer_rows(trial.design, network, cost)
+        positions = [store.setdefault(row, len(store)) for row in rows]
+        if cost is None:
+            known.update(zip(choices, positions, strict=True))
+        return positions
 
     finalists = {finalist.number: finalist for finalist in result.finalists}
     designs = [

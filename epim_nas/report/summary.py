@@ -137,7 +137,7 @@ def _caption(result: RunResult, chip: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.10g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,}"
 
 
 def _space(space: object) -> str:

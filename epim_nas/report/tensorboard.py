@@ -146,12 +146,26 @@ class DashboardWriter:
     ) -> None:
         self.close()
 
+    def add_stored(self, records: Sequence[TrialRecord]) -> None:
+        """Add the trials of an earlier driver, in their order, as :meth:`add_trial` does.
+
+        It drew the front as they came. Of figures that are missing only that of the last trial is
+        drawn, before which it may have been killed: hundreds would take minutes.
+        """
+        for record in records[:-1]:
+            self._add(record, draw=False)
+        for record in records[-1:]:
+            self.add_trial(record)
+
     def add_trial(self, record: TrialRecord) -> None:
         """Add a scored design: its HParams row, and the next point of every curve.
 
         The curves' steps count results in the order in which they arrive (a number that was added
         before is ignored), since parallel trials do not finish in the order of their numbers.
         """
+        self._add(record, draw=True)
+
+    def _add(self, record: TrialRecord, *, draw: bool) -> None:
         if record.number in self._trials:
             return
         self._trials[record.number] = record
@@ -163,7 +177,8 @@ class DashboardWriter:
         rested = record.finished_at - self._drawn_at >= FIGURE_SECONDS
         if rested and len(self._trials) % self._figure_distance() == 0:
             self._drawn_at = record.finished_at
-            self._write_front()
+            if draw:
+                self._write_front()
 
     def add_supernet_loss(self, step: int, loss: float) -> None:
         """Add a sample of the supernet's training curve."""
@@ -205,8 +220,7 @@ class DashboardWriter:
             run_folder: the run folder as the commands should name it.
             texts: further pages: tag -> markdown.
         """
-        for record in result.trials:
-            self.add_trial(record)
+        self.add_stored(result.trials)
         for finalist in result.finalists:
             self.add_finalist(finalist)
         for step, loss in result.supernet_curve:

@@ -77,6 +77,7 @@ def formulate(
         objectives=tuple(objectives),
         constants=constants,
         model=costs,
+        seed=seed,
         times=_slowest(space, costs.table.by_layer("sequential_latency_ns")),
     )
     # The stand-ins know nothing of what a user's function computes.

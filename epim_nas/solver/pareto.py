@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from epim_nas.errors import InputError, nearest
-from epim_nas.records import TrialRecord
-from epim_nas.solver.metrics import is_maximised, maximised, metric_of
+from epim_nas.records import Finalist, TrialRecord
+from epim_nas.solver.metrics import METRICS, is_maximised, maximised, metric_of
 
 OBJECTIVES = ("accuracy", "latency_ns", "energy_nj")
 """The objectives of a search by default."""
@@ -310,6 +310,41 @@ def select(
         range(len(front)), key=lambda index: (score[index], -total[index], -front[index].number)
     )
     return front[best]
+
+
+def best_finalist(
+    finalists: Sequence[Finalist], objectives: Sequence[str] = OBJECTIVES
+) -> Finalist:
+    """The fine-tuned design to take: the cheapest of those that validation cannot tell apart.
+
+    These are all within one standard error of the highest validation accuracy p: for n images
+    sqrt(p (1 - p) / n), that of a binomial proportion. (The one-standard-error rule of Breiman et
+    al., "Classification and Regression Trees", 1984.) Of them the one is taken whose costs are
+    least, as the mean of the objectives' costs, each scaled to 0 .. 1; then the more accurate one.
+    So no other finalist is at least as good in accuracy and in every cost, and better in one.
+
+    Args:
+        finalists: at least one.
+        objectives: names of the objectives; of these the costs that need no measuring count.
+    """
+    best = max(finalist.validation_accuracy for finalist in finalists)
+
+    def alike(finalist: Finalist) -> bool:
+        images = finalist.validation_images
+        error = math.sqrt(best * (1 - best) / images) if images else 0.0
+        return finalist.validation_accuracy >= best - error
+
+    close = [finalist for finalist in finalists if alike(finalist)]
+    costs = [name for name in objectives if not METRICS[metric_of(name)].measured]
+    losses = losses_of(close, costs)
+    wrong = np.array([[-finalist.validation_accuracy] for finalist in close])
+    # Sums are rounded, so that the least one alone could be that of a dominated finalist.
+    dominated = ~non_dominated(np.hstack([losses, wrong]), [False] * (len(costs) + 1))
+    total = _scaled(losses).sum(axis=1)
+    order = [
+        (dominated[i], total[i], wrong[i, 0], finalist.number) for i, finalist in enumerate(close)
+    ]
+    return close[order.index(min(order))]
 
 
 def _scaled(losses: FloatArray) -> FloatArray:

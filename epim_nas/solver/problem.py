@@ -60,6 +60,7 @@ class SearchProblem:
             positions; None where it is not known. A pipeline waits for its slowest layer, so
             that its latency is far from a sum.
         find_standins: finds :attr:`standins`, where there are any.
+        seed: seed of the designs that additive costs are fitted to.
     """
 
     space: SearchSpace
@@ -71,6 +72,7 @@ class SearchProblem:
     model: Model | None = None
     times: list[FloatArray] | None = None
     find_standins: Callable[[], Sequence[StandIn]] | None = None
+    seed: int = 0
 
     def with_sensitivity(self, by_layer: Mapping[str, npt.NDArray[np.generic]]) -> SearchProblem:
         """The problem with what the choices of every layer lose (nats)."""

@@ -9,12 +9,17 @@ from epim_nas.errors import InputError
 from epim_nas.solver.design_costs import Costs, added_up
 from epim_nas.solver.exact import Unreachable
 from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.solver.formulation import formulate
 from epim_nas.solver.knapsack import Infeasible
 from epim_nas.solver.metrics import METRICS
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.space.space import Row
+from epim_nas.units import at_least, ratio_at_most
 
 _WORD = {"crossbars": "crossbars", "tiles": "tiles", "weight_bits": "bits of weights"}
+
+_FIRST_MORE = 0.01
+"""By how much a limit is raised first; twice as much at every further try."""
 
 
 def check_reachable(solver: FeasibleSolver, by_compression: bool = False) -> None:
@@ -27,10 +32,17 @@ def check_reachable(solver: FeasibleSolver, by_compression: bool = False) -> Non
     Raises:
         UnreachableBudget: none does, or none could be found.
     """
+    if not is_reachable(solver):
+        raise _unreachable(solver.problem, by_compression)
+
+
+def is_reachable(solver: FeasibleSolver) -> bool:
+    """Whether a design was found that keeps every limit."""
     try:
         _ = solver.roomiest
     except (Infeasible, Unreachable):
-        raise _unreachable(solver.problem, by_compression) from None
+        return False
+    return True
 
 
 class UnreachableBudget(InputError):
@@ -53,24 +65,25 @@ def _unreachable(problem: SearchProblem, by_compression: bool) -> UnreachableBud
     field = f"budget.{name}"
     if name == "crossbars" and by_compression:
         field = "budget.compression"
+    promised = {n: _promised(problem, n, least[n]) for n in problem.limits}
     limit = problem.limits[name]
     if len(problem.limits) == 1:
-        ratio = dense / least[name] if name == "crossbars" else 0.0
-        compared = f" ({ratio:.2f}x less than the dense network's {dense})" if ratio else ""
-        allowed = f"at least {_shown(name, least[name])}"
+        ratio = ratio_at_most(dense, least[name]) if name == "crossbars" else ""
+        compared = f" ({ratio}x less than the dense network's {dense})" if ratio else ""
+        allowed = f"at least {_shown(name, promised[name])}"
         if ratio:
-            allowed += f", or a compression of at most {ratio:.2f}"
+            allowed += f", or a compression of at most {ratio}"
         error = UnreachableBudget(
             field,
-            f"asks for at most {_shown(name, limit)}, but the smallest design of the search space "
-            f"{space} has {_number(least[name])}{compared}",
+            f"asks for at most {_shown(name, _typed(limit))}, but the smallest design of the "
+            f"search space {space} has {at_least(least[name])}{compared}",
             allowed,
             "Raise the budget, or add smaller epitomes or fewer bits to the space.",
         )
     else:
-        asked = ", ".join(_shown(n, v) for n, v in problem.limits.items())
-        found = ", ".join(_shown(n, nearest[n]) for n in problem.limits)
-        reachable = ", ".join(_shown(n, least[n]) for n in problem.limits)
+        asked = ", ".join(_shown(n, _typed(v)) for n, v in problem.limits.items())
+        found = ", ".join(_shown(n, at_least(nearest[n])) for n in problem.limits)
+        reachable = ", ".join(_shown(n, promised[n]) for n in problem.limits)
         error = UnreachableBudget(
             field if alone else "budget",
             f"no design of the search space {space} has at most {asked}; the one that comes "
@@ -80,6 +93,25 @@ def _unreachable(problem: SearchProblem, by_compression: bool) -> UnreachableBud
         )
     error.design = problem.space.design(row)
     return error
+
+
+def _promised(problem: SearchProblem, name: str, least: float) -> str:
+    """The least limit that a run is accepted with, as it can be typed.
+
+    Where the solver knows a limit by fitted costs alone, it may miss the design that was found; so
+    the limit is tried, and raised until the solver finds one.
+    """
+    text, more = at_least(least), _FIRST_MORE
+    while not METRICS[name].exact and not _accepted(problem, name, text) and more < 1:
+        text, more = at_least(least * (1 + more)), 2 * more
+    return text
+
+
+def _accepted(problem: SearchProblem, name: str, limit: str) -> bool:
+    """Whether a run with this limit alone would be accepted."""
+    assert isinstance(problem.model, Costs)
+    alone = formulate(problem.model, {name: float(limit)}, problem.objectives, problem.seed)
+    return is_reachable(FeasibleSolver(alone))
 
 
 def _extremes(problem: SearchProblem) -> tuple[Row, dict[str, float], dict[str, float]]:
@@ -107,9 +139,10 @@ def _extremes(problem: SearchProblem) -> tuple[Row, dict[str, float], dict[str, 
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
+def _typed(value: float) -> str:
+    """A limit as it was given."""
+    return f"{value:.0f}" if float(value).is_integer() else str(value)
 
 
-def _shown(name: str, value: float) -> str:
-    return f"{_number(value)} {_WORD.get(name, name)}"
+def _shown(name: str, value: str) -> str:
+    return f"{value} {_WORD.get(name, name)}"

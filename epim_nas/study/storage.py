@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-import re
 import time
-import urllib.parse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from epim_nas.errors import EpimError, InputError
 from epim_nas.stored import Growing
+from epim_nas.study.storage_url import FIELD, expanded, without_secrets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,96 +29,78 @@ PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
-_MARK = "variable"
-
 
 class StorageDown(EpimError):
     """The storage did not answer, however often it was asked."""
 
 
-def check_url(url: str) -> str:
-    """A storage's URL as a run file may hold it.
-
-    Raises:
-        InputError: not a URL, or one with a password in it.
-    """
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    example = "such as postgresql+psycopg://user:${PGPASSWORD}@host/database"
-    try:
-        # With a mark in place of each variable: a password has to be such a mark and no more.
-        marked = make_url(_VARIABLE.sub(_MARK, url))
-    except ArgumentError:
-        raise InputError(
-            "search.storage", "is not the URL of a storage", f"a database URL {example}"
-        ) from None
-    secrets = [marked.password, *(marked.query.get(key) for key in ("password", "passwd"))]
-    if any(secret and secret != _MARK for secret in secrets):
-        raise InputError(
-            "search.storage",
-            "holds a password, which would be stored with the results",
-            f"the name of an environment variable in its place, {example}",
-        )
-    return url
-
-
-def expanded(url: str) -> str:
-    """The URL with the values of its environment variables, ``${NAME}``.
-
-    Raises:
-        InputError: a variable is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise InputError(
-                "search.storage",
-                f"the environment variable `{match[1]}` is not set",
-                hint=f"Type `export {match[1]}=...` first.",
-            )
-        if url == match[0]:  # the whole URL
-            return os.environ[match[1]]
-        return urllib.parse.quote(os.environ[match[1]], safe="")
-
-    return _VARIABLE.sub(value, url)
-
-
-def open_url(url: str) -> BaseStorage:
+def open_url(url: str) -> RDBStorage:
     """The database behind a URL, its tables made where they are missing.
 
     Args:
         url: as in the run file; messages name it as it stands there, without its secrets.
 
     Raises:
-        InputError: its driver is not installed, or it does not answer.
+        InputError: its driver is not installed, it does not answer, its tables are of another
+            version of Optuna, or it lives in this process's memory.
     """
-    from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
 
     full = expanded(url)
-    options = {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
     if full.startswith(("postgresql", "mysql")):
-        options["connect_args"] = {"connect_timeout": _CONNECT_SECONDS}  # type: ignore[assignment]
+        options["connect_args"] = {"connect_timeout": _CONNECT_SECONDS}
+    if full.startswith("sqlite"):
+        # No connection outlives its use, so that a database in memory has lost the tables when
+        # Optuna looks at them again: that holds for every form of its URL.
+        options["poolclass"] = NullPool
     try:
-        return RDBStorage(full, engine_kwargs=options)
+        # Optuna's own check raises RuntimeError with a text alone.
+        storage = RDBStorage(full, engine_kwargs=options, skip_compatibility_check=True)
+        _check_version(storage, url)
+        return storage
+    except InputError:
+        raise
     except ImportError as error:
         # Optuna wraps the driver's error in one of its own, with advice.
         module = getattr(error.__cause__ or error, "name", None) or "the database's driver"
         raise InputError(
-            "search.storage",
+            FIELD,
             f"`{url}` needs the package `{module}`, which is not installed",
             hint="Install `epim_nas[postgresql]` or `epim_nas[mysql]`, or the driver itself.",
         ) from None
     except (DBAPIError, StorageInternalError) as error:
+        if "no such table" in _reason(error):
+            raise InputError(
+                FIELD,
+                f"`{url}` is a database in memory: its trials would be lost with this process",
+                "a database that another process can open, such as sqlite:///trials.db",
+            ) from None
         raise InputError(
-            "search.storage",
+            FIELD,
             f"`{url}` does not answer ({_reason(error)})",
             hint="Check that the server runs, that the database exists, that no other process has "
             "locked it, and its user's password.",
         ) from None
-    except (ArgumentError, SQLAlchemyError) as error:
-        raise InputError("search.storage", f"`{url}`: {_reason(error)}") from None
+    except Exception as error:  # what a driver raises at a wrong part of the URL is its own affair
+        raise InputError(FIELD, f"`{url}`: {_reason(error)}") from None
+
+
+def _check_version(storage: RDBStorage, url: str) -> None:
+    found, needed = storage.get_current_version(), storage.get_head_version()
+    if found == needed:
+        return
+    older = found in storage.get_all_versions()
+    raise InputError(
+        FIELD,
+        f"`{url}` holds tables of {'an older' if older else 'a newer'} version of Optuna than "
+        f"{optuna.__version__} ({found})",
+        f"tables of {needed}",
+        f'Type `optuna storage upgrade --storage "{url}"`, or name another database.'
+        if older
+        else "Install a newer Optuna, or name another database.",
+    )
 
 
 class _NotedFile(JournalFileBackend):
@@ -140,7 +124,23 @@ def open_journal(path: Path, digest: Growing | None = None) -> JournalStorage:
         path: the file.
         digest: notes the digest of what is written.
     """
-    return JournalStorage(_NotedFile(path, digest))
+    with collector_paused():
+        return JournalStorage(_NotedFile(path, digest))
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: it would go through all trials again and again.
+
+    For what makes many objects at once that stay.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def repair_journal(path: Path, digest: Growing) -> None:
@@ -208,7 +208,7 @@ def _reason(error: BaseException) -> str:
     while (inner := getattr(cause, "orig", None) or cause.__cause__) is not None:
         cause = inner
     lines = str(cause).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(cause).__name__
+    return without_secrets(lines[0].strip().rstrip(".") if lines else type(cause).__name__)
 
 
 def quiet_metric_names(set_names: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -25,9 +26,11 @@ from epim_nas.records import Finalist, TrialRecord
 from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.space.space import SearchSpace
 from epim_nas.stored import Growing, check_stored, remove_stored, store_json
+from epim_nas.study.history import METRICS_ATTRIBUTE
 from epim_nas.study.inflight import InFlight, Pending
 from epim_nas.study.storage import (
     StorageDown,
+    collector_paused,
     cut_torn_line,
     open_journal,
     open_url,
@@ -103,6 +106,7 @@ class TrialStore:
         self.objectives = tuple(objectives)
         self._space = space
         self._unsaved_file = path.with_name("unsaved.json")
+        self._records: dict[int, TrialRecord] = {}
         self._in_flight = InFlight(path.with_name("inflight.jsonl"))
         self._storage, self.study = self._open(storage, study_name, read_only)
         self._study_id = patiently(
@@ -127,6 +131,8 @@ class TrialStore:
         try:
             opened = open_journal(self.path, digest) if storage is None else open_url(storage)
             return opened, patiently(lambda: self._study_of(opened, name, read_only), self.place)
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(
                 str(self.path), f"cannot be read: {error.strerror}", hint="Check who may read it."
@@ -197,10 +203,17 @@ class TrialStore:
     def records(self) -> list[TrialRecord]:
         """The completed trials with their designs."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        return [self.record(trial) for trial in complete]
+        with collector_paused():
+            return [self.record(trial) for trial in complete]
 
     def record(self, trial: FrozenTrial) -> TrialRecord:
-        """A stored trial as a :class:`TrialRecord`."""
+        """A stored trial as a :class:`TrialRecord`; it is finished and never changes."""
+        known = self._records.get(trial.number)
+        if known is None:
+            known = self._records[trial.number] = self._record(trial)
+        return known
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
         row = tuple(int(trial.params[group.name]) for group in self._space.groups)
         return TrialRecord(
             number=trial.number,
@@ -358,17 +371,28 @@ def _entries(file: Path) -> list[Finished]:
         return []
 
 
-def without_legacy(trial: FrozenTrial) -> FrozenTrial:
-    """A stored trial as it was in memory: constraints by name only.
+def as_in_memory(trial: FrozenTrial) -> FrozenTrial:
+    """A stored trial as it was in memory, where samplers see it.
 
-    With both, samplers would count every constraint of a trial twice that was stored before.
+    Of its attributes they know the metrics alone. Constraints are there by name only: with both
+    forms, samplers would count every one twice that was stored before.
     """
+    kept = {k: v for k, v in trial.user_attrs.items() if k == METRICS_ATTRIBUTE}
     attributes = {k: v for k, v in trial.system_attrs.items() if k != LEGACY_CONSTRAINTS}
-    return create_trial(
+    made = create_trial(
         state=trial.state,
         values=trial.values,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
+        user_attrs=kept,
         system_attrs=attributes,
     )
+    made.distributions = _Unchanging(made.distributions)
+    return made
+
+
+class _Unchanging(dict[str, BaseDistribution]):
+    """A mapping that is not copied with the trial; copies took most of the time of a resume."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unchanging:
+        return self

@@ -77,6 +77,7 @@ class FinetuneResult:
         learning_rate: peak learning rate.
         damage: nats between the float network and the design before training.
         curve: (step, loss) samples.
+        validation_images: number of search-validation images.
     """
 
     steps: int
@@ -86,6 +87,7 @@ class FinetuneResult:
     learning_rate: float
     damage: float
     curve: tuple[tuple[int, float], ...]
+    validation_images: int
 
 
 def measure_own(metrics: Mapping[str, Measure], model: nn.Module, data: Data) -> dict[str, float]:
@@ -212,7 +214,8 @@ class Scorer:
             progress=note,
             stop=lambda: until is not None and step >= until,
         )
-        after = self._measure(model, "validation").accuracy
+        validation = self._measure(model, "validation")
+        after = validation.accuracy
         if after < before:
             model.load_state_dict(start)
         test = self._evaluate(model, "test")
@@ -227,6 +230,7 @@ class Scorer:
             learning_rate=config.lr,
             damage=damage,
             curve=result.curve,
+            validation_images=validation.images,
         )
 
     def _start(self, model: nn.Module, checkpoint: Path, training: str) -> tuple[float, float]:

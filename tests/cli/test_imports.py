@@ -33,6 +33,15 @@ def test_the_package_loads_nothing_heavy() -> None:
     assert not loaded & {*HEAVY, "numpy", "scipy", "pydantic"}
 
 
+def test_reading_a_run_loads_no_compiler() -> None:
+    """PyTorch's takes a second, which every command would wait for."""
+    code = "import sys, epim_nas.pipeline.results; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import metadata
 
 from epim_nas.errors import InputError
@@ -162,10 +168,13 @@ def test_resumed_run_has_nothing_twice(
     result = make_result(count=16, finalists=1)
     plain, resumed = tmp_path / "plain", tmp_path / "resumed"
     with writer(plain, result, figure_every=10) as board:
+        for record in result.trials:
+            board.add_trial(record)
         board.finish(result)
-    for count in (4, 11, len(result.trials)):
+    for begin, count in ((0, 4), (4, 11), (11, len(result.trials))):
         with writer(resumed, result, figure_every=10) as board:
-            for record in result.trials[:count]:
+            board.add_stored(result.trials[:begin])
+            for record in result.trials[begin:count]:
                 board.add_trial(record)
                 board.add_trial(record)
             for step, loss in result.supernet_curve[:count]:
@@ -186,6 +195,52 @@ def test_resumed_run_has_nothing_twice(
         folder = resumed / f"trials/{record.number:04d}"
         assert len(list(folder.iterdir())) == 1
         assert len(hparams_of(folder)) == 1
+
+
+def test_a_resume_draws_no_figure_of_what_is_past(
+    tmp_path: Path, make_result: Callable[..., RunResult]
+) -> None:
+    """Hundreds of them would take minutes; only that of the last trial may have been missed."""
+    result = make_result(count=20)
+    for count, drawn in ((20, [20]), (15, [])):
+        folder = tmp_path / str(count)
+        with writer(folder, result, figure_every=2) as board:
+            board.add_stored(result.trials[:count])
+            found = read(folder / "search")
+            tags = found.Tags()["images"]
+            assert [p.step for tag in tags[:1] for p in found.Images(tag)] == drawn
+            for record in result.trials[count:]:
+                board.add_trial(record)
+        steps = [point.step for point in read(folder / "search").Scalars("hypervolume/over_trials")]
+        assert steps == list(range(1, 21))
+    assert [p.step for p in read(tmp_path / "15/search").Images("front/crossbars")] == [16, 18, 20]
+
+
+@given(cut=st.integers(0, 400), flipped=st.none() | st.integers(0, 400))
+def test_events_are_found_as_tensorboard_finds_them(cut: int, flipped: int | None) -> None:
+    """Where lengths are damaged or the end is torn; checksums of contents are not looked at."""
+    with TemporaryDirectory() as folder:
+        with RunEvents(folder) as run:
+            for step in range(4):
+                run.scalar(f"tag/{step % 2}", step, step)
+        (path,) = Path(folder).iterdir()
+        content = bytearray(path.read_bytes()[: max(30, path.stat().st_size - cut)])
+        starts, at = [], 0
+        while at + 12 <= len(content):
+            starts.append(at)
+            at += 16 + int.from_bytes(content[at : at + 8], "little")
+        if flipped is not None:
+            start = starts[flipped // 12 % len(starts)]
+            content[start + flipped % 12] ^= 1 << flipped % 8
+        path.write_bytes(content)
+        with RunEvents(folder) as run:
+            found = {(tag, n) for tag in ("tag/0", "tag/1") for n in range(4) if run.has(tag, n)}
+        known = set()
+        with contextlib.suppress(Exception):  # a damaged length
+            for record in RawEventFileLoader(str(path)).Load():
+                event = Event.FromString(record)
+                known |= {(value.tag, event.step) for value in event.summary.value}
+        assert found == known
 
 
 def test_large_study_keeps_the_rows_of_its_front_and_fewer_figures(

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from epim_nas.epitome.design import Design
 from epim_nas.errors import InputError
-from epim_nas.records import RunResult, TrialRecord
+from epim_nas.records import Finalist, RunResult, TrialRecord
 from epim_nas.solver.pareto import (
+    OBJECTIVES,
     ReferenceBox,
+    best_finalist,
     front_numbers,
     hypervolume,
     hypervolume_over_trials,
@@ -197,3 +199,51 @@ def test_pareto_loads_neither_torch_nor_plots() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def finalist(number: int, accuracy: float, latency: float, energy: float, images: int) -> Finalist:
+    metrics = {"accuracy": 0.1, "latency_ns": latency, "energy_nj": energy}
+    return Finalist(number, Design("net", {}), metrics, 1, accuracy, 0.5, validation_images=images)
+
+
+def test_the_best_finalist_is_the_cheapest_that_validation_cannot_tell_apart() -> None:
+    # 2,000 images at 90 %: a standard error of 0.67 points.
+    dear, cheap, worse = (
+        finalist(0, 0.900, 200, 20, 2000),
+        finalist(1, 0.894, 100, 10, 2000),
+        finalist(2, 0.892, 10, 1, 2000),
+    )
+    assert best_finalist([dear, cheap, worse], OBJECTIVES) == cheap
+    # Without their number ties alone count; with more images less is taken for noise.
+    few = [replace(item, validation_images=0) for item in (dear, cheap, worse)]
+    assert best_finalist(few, OBJECTIVES) == few[0]
+    many = [replace(item, validation_images=1_000_000) for item in (dear, cheap, worse)]
+    assert best_finalist(many, OBJECTIVES) == many[0]
+    # What the objectives do not name costs nothing.
+    tied = [finalist(3, 0.9, 100, 10, 0), finalist(4, 0.9, 90, 20, 0)]
+    assert best_finalist(tied, ["accuracy", "energy_nj"]) == tied[0]
+    assert best_finalist(tied, ["accuracy", "latency_ns"]) == tied[1]
+    assert best_finalist(tied, ["accuracy"]) == tied[0]
+
+
+COST = st.integers(1, 4).map(float) | st.sampled_from([1.0, 1.0 + 2**-52, 1e300])
+
+
+@given(
+    values=st.lists(
+        st.tuples(st.integers(0, 8).map(lambda hits: hits / 8), COST, COST), min_size=1, max_size=7
+    ),
+    images=st.sampled_from([0, 8, 400]),
+)
+def test_the_best_finalist_is_never_dominated(
+    values: list[tuple[float, float, float]], images: int
+) -> None:
+    items = [finalist(number, *value, images) for number, value in enumerate(values)]
+    chosen = best_finalist(items, OBJECTIVES)
+    accuracy, latency, energy = values[chosen.number]
+    assert not any(
+        a >= accuracy and t <= latency and e <= energy and (a, t, e) != values[chosen.number]
+        for a, t, e in values
+    )
+    error = math.sqrt(max(v[0] for v in values) * (1 - max(v[0] for v in values)) / (images or 1))
+    assert accuracy >= max(v[0] for v in values) - (error if images else 0.0)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import resource
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from epim_nas import InputError
+from epim_nas.cli.app import run_command
 from epim_nas.solver.feasible import FeasibleSolver
 from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
-from epim_nas.study.storage import StorageDown, check_url, expanded, open_url, patiently
+from epim_nas.study.storage import StorageDown, open_url, patiently
+from epim_nas.study.storage_url import HARMLESS, check_url, expanded, without_secrets
 from epim_nas.study.store import TrialStore
 
 
@@ -46,6 +51,173 @@ def test_urls_that_it_may_not(url: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         check_url(url)
     assert "hunter2" not in str(caught.value)
+
+
+SECRET_PARTS = [
+    "postgresql://user:SECRET@host/db",
+    "postgresql://:SECRET@host/db",
+    "postgresql://user@host/db?password=SECRET",
+    "postgresql://user@host/db?Password=SECRET",
+    "postgresql://user@host/db?sslmode=require&sslpassword=SECRET",
+    "postgresql://user@host/db?passfile=SECRET",
+    "mysql+pymysql://user@host/db?ssl_key=SECRET",
+    "mssql+pyodbc://?odbc_connect=DRIVER%3D%7BX%7D%3BPWD%3DSECRET",
+    "mssql+pyodbc://user@host/db?driver=X&password=a&password=SECRET",
+    "sqlite+pysqlcipher://:SECRET@/trials.db",
+    "postgresql://user@host/db?SECRET",
+    "postgresql://user@host/db?SECRET=",
+    "postgresql://user@host/db?sslmode=require&SECRET",
+    "postgresql:///user:SECRET@host/db",
+    "postgresql://user:pass@host:SECRET@host/db",
+    "postgresql://user@host:SECRET/db",
+    "postgresql://host/db;PWD=SECRET",
+    "postgresql://user@host/db?sslmode=require\n&password=SECRET",
+]
+"""Where a secret may stand in a URL, also in one that is not well-formed."""
+
+
+@pytest.mark.parametrize("url", SECRET_PARTS)
+@pytest.mark.parametrize("secret", ["hunter2", "hunter2${SET}", "hunter2%40"])
+def test_a_secret_is_neither_taken_nor_shown(url: str, secret: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_url(url.replace("SECRET", secret))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.field == "search.storage"
+
+
+@given(key=st.from_regex(r"[A-Za-z_]{1,12}", fullmatch=True))
+def test_what_is_not_known_to_be_harmless_is_hidden(key: str) -> None:
+    url = f"postgresql://user@host/db?{key}=hunter2"
+    if key.casefold() in HARMLESS:
+        assert check_url(url) == url
+    else:
+        with pytest.raises(InputError, match="password or another secret"):
+            check_url(url)
+        assert check_url(url.replace("hunter2", "${SECRET}"))
+
+
+def test_no_secret_reaches_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    change = "search.storage=mysql+pymysql://me@host/db?ssl_key=hunter2"
+    assert run_command(["search", "demo", "--out", str(out), "--set", change]) == 2
+    captured = capsys.readouterr()
+    assert "search.storage" in captured.err
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "hunter2" not in captured.out + captured.err + written
+
+
+PLACES = {
+    "drivername": "${X}://user@host/db",
+    "username": "postgresql://${X}@host/db",
+    "password": "postgresql://user:${X}@host/db",
+    "host": "postgresql://user@${X}/db",
+    "port": "postgresql://user@host:${X}/db",
+    "database": "postgresql://user@host/${X}",
+    "query": "postgresql://user@host/db?sslmode=${X}",
+}
+
+
+@given(
+    place=st.sampled_from(sorted(PLACES)),
+    value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+    | st.sampled_from(["5432", "p@ss/wo:rd", "a b", "x%40y", "[::1]", "${Y}", "a&b=c", "{0}"]),
+)
+def test_a_variable_works_in_every_part_or_is_refused(place: str, value: str) -> None:
+    url = PLACES[place]
+    assert check_url(url) == url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("X", value)
+        refused = ""
+        try:
+            found = make_url(expanded(url))
+        except InputError as error:
+            refused = str(error)
+    if refused:
+        assert "`X`" in refused
+        assert place not in ("username", "password", "query")
+        return
+    whole = make_url(url.replace("${X}", "1"))
+    assert (found.query["sslmode"] if place == "query" else str(getattr(found, place))) == value
+    if place != "query":
+        assert found.query == whole.query
+    others = set(PLACES) - {place, "query"}
+    assert all(getattr(found, other) == getattr(whole, other) for other in others)
+
+
+def test_a_variable_may_hold_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_url("${EPIM_TEST_URL}") == "${EPIM_TEST_URL}"
+    monkeypatch.setenv("EPIM_TEST_URL", "postgresql://user:hunter2@host/db?sslpassword=dolphin")
+    assert make_url(expanded("${EPIM_TEST_URL}")).password == "hunter2"
+    said = "no: user hunter2 at postgresql://user:hunter2@host/db, dolphin"
+    assert "hunter2" not in without_secrets(said)
+    assert "dolphin" not in without_secrets(said)
+    monkeypatch.setenv("EPIM_TEST_URL", "hunter3")
+    with pytest.raises(InputError, match="is not the URL") as caught:
+        expanded("${EPIM_TEST_URL}")
+    assert "hunter3" not in str(caught.value)
+    with pytest.raises(InputError, match=r"the name of a variable"):
+        check_url("sqlite:///${A-B}.db")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite+pysqlite:///:memory:",
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite:///file:trials?mode=memory&uri=true",
+        "sqlite:///file:trials?mode=memory&cache=shared&uri=true",
+        "sqlite:///file:/trials?vfs=memdb&uri=true",
+        "sqlite:///file:?uri=true",
+        "${EPIM_TEST_URL}",
+    ],
+)
+def test_a_database_in_memory_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EPIM_TEST_URL", "sqlite://")
+    with pytest.raises(InputError, match="is a database in memory"):
+        open_url(check_url(url))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["sqlite:///a b.db", "sqlite:///file:c.db?mode=rwc&uri=true"])
+def test_a_database_in_a_file_is_not(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_url(url)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("v2.6.0.a", "optuna storage upgrade"), ("v99.0.0.a", "Install a newer Optuna")],
+)
+def test_tables_of_another_optuna_are_named(
+    version: str, words: str, problem: SearchProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/trials.db"
+    open_url(url)
+    with sqlite3.connect(tmp_path / "trials.db") as database:
+        database.execute("update alembic_version set version_num = ?", [version])
+    for settings in (None, {"seed": 1}):  # as `pareto` and as `search`
+        with pytest.raises(InputError, match=words) as caught:
+            TrialStore(
+                tmp_path / "study.journal", ["accuracy"], problem.space, settings,
+                read_only=settings is None, storage=url,
+            )  # fmt: skip
+        assert caught.value.problem.startswith(f"`{url}` holds tables of")
+
+
+def test_what_a_driver_refuses_is_no_bug(tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}/a.db?timeout=soon", f"sqlite:///{tmp_path}/no/a.db"):
+        with pytest.raises(InputError, match=r"search\.storage"):
+            open_url(url)
 
 
 def test_variables_are_put_in_and_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from epim_nas.solver.problem import SearchProblem
 from epim_nas.study import storage
 from epim_nas.study.inflight import Pending
 from epim_nas.study.storage import open_journal
-from epim_nas.study.store import STUDY_NAME, TrialStore, without_legacy
+from epim_nas.study.store import STUDY_NAME, TrialStore, as_in_memory
 
 OBJECTIVES = ("accuracy", "latency_ns")
 
@@ -51,7 +52,7 @@ def test_stock_optuna_opens_the_journal(tmp_path: Path, problem: SearchProblem) 
     assert study.metric_names == list(OBJECTIVES)
     # By name, and by number as optuna-dashboard reads them.
     assert study.trials[5].constraints == {"0": 2.0, "crossbars": 2.0}
-    assert without_legacy(study.trials[5]).constraints == {"crossbars": 2.0}
+    assert as_in_memory(study.trials[5]).constraints == {"crossbars": 2.0}
     assert all(trial.constraints["crossbars"] <= 0 for trial in study.best_trials)
 
 
@@ -82,6 +83,35 @@ def test_records_come_back_with_their_designs(tmp_path: Path, problem: SearchPro
     assert second.metrics["latency_ns"] == 15.0
     assert problem.space.row(second.design) == tuple((5 + g) % 10 for g in range(8))
     assert second.finished_at == 1005.0
+
+
+def test_a_long_study_is_read_once_and_not_copied(
+    tmp_path: Path, problem: SearchProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty thousand trials would take minutes otherwise."""
+    store = open_store(tmp_path, problem)
+    for number in range(4):
+        add(store, problem, number)
+    stored = open_store(tmp_path, problem)
+    first = stored.records()
+    add(stored, problem, 4)
+    assert [id(record) for record in stored.records()[:4]] == [id(record) for record in first]
+    assert [record.number for record in stored.records()] == [0, 1, 2, 3, 4]
+    assert gc.isenabled()
+
+    def no_copy(self: object, memo: object) -> None:
+        raise AssertionError("a distribution is copied with its trial")
+
+    study = optuna.create_study(directions=stored.study.directions)
+    monkeypatch.setattr(
+        optuna.distributions.IntDistribution, "__deepcopy__", no_copy, raising=False
+    )
+    for trial in stored.trials():
+        study.add_trial(as_in_memory(trial))
+    for copied, trial in zip(study.get_trials(deepcopy=False), stored.trials(), strict=True):
+        assert copied.params == trial.params
+        assert copied.distributions == trial.distributions
+        assert copied.user_attrs == {"metrics": trial.user_attrs["metrics"]}  # as in a live search
 
 
 def test_what_was_in_flight_is_left_over_once(tmp_path: Path, problem: SearchProblem) -> None:

@@ -14,13 +14,20 @@ from torch import Tensor
 StepRule = Callable[[Tensor, "Tensor | None"], Tensor]
 """(values, counts), both (blocks, elements) -> steps (blocks,)."""
 
+StepOfLevels = Callable[[int], float]
 
 _SUMMED_LEVELS = 255
 """Up to here the error is summed level by level; with more it is that of a fine grid."""
 
 
+def _constant(function: StepOfLevels) -> StepOfLevels:
+    """As ``torch.compiler.assume_constant_result``, which imports the whole compiler: a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 @lru_cache(maxsize=32)
-@torch.compiler.assume_constant_result
+@_constant
 def gaussian_step(levels: int) -> float:
     """The step, in standard deviations, that quantizes a normal variable with least error.
 

@@ -197,4 +197,5 @@ def _finalist(record: TrialRecord, weights: str, result: dict[str, Any]) -> Fina
         test_accuracy=float(result["test_accuracy"]),
         curve=tuple((int(step), float(loss)) for step, loss in result["curve"]),
         weights=weights,
+        validation_images=int(result.get("validation_images", 0)),  # not in older runs
     )

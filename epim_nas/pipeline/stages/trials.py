@@ -23,7 +23,8 @@ from epim_nas.space.space import Row
 from epim_nas.study.history import METRICS_ATTRIBUTE, distributions, params_of, row_of
 from epim_nas.study.inflight import Pending
 from epim_nas.study.samplers import HOW_ATTRIBUTE
-from epim_nas.study.store import TrialStore, without_legacy
+from epim_nas.study.storage import collector_paused
+from epim_nas.study.store import TrialStore, as_in_memory
 from epim_nas.study.strategies import Options, find_strategy
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def run_trials(
         directions=list(store.study.directions),
         sampler=strategy.make(solver, config.seed, _options(config.search)),
     )
-    _replay(study, store, problem, seeds)
+    with collector_paused():
+        _replay(study, store, problem, seeds)
     firsts = set(seeds)
     scored = {row_of(trial.params, problem) for trial in store.trials()}
     in_flight: dict[int, tuple[optuna.Trial, Pending]] = {}
@@ -173,7 +175,7 @@ def _replay(
     stored = {int(trial.user_attrs["asked"]): trial for trial in store.trials()}
     for asked in range(max([*waiting, *stored], default=-1) + 1):
         if asked in stored:
-            study.add_trial(without_legacy(stored[asked]))
+            study.add_trial(as_in_memory(stored[asked]))
         elif asked in waiting:
             # As `enqueue_trial` does it, with what the sampler had noted.
             state = {"fixed_params": params_of(waiting[asked].row, problem)}
