@@ -31,7 +31,7 @@ def markdown_text(text: str) -> str:
     """Text that markdown shows as it is, in a paragraph, a list or a cell of a table."""
     text = _MARKDOWN.sub(r"\\\g<0>", one_line(text))
     text = re.sub("|".join(map(re.escape, _ENTITIES)), lambda found: _ENTITIES[found[0]], text)
-    return re.sub(r"^(\s*)([#+=-]|\d+[.)])", _at_the_beginning, text)
+    return re.sub(r"^(\s*)([#+-]|\d+[.)])", _at_the_beginning, text)
 
 
 def _at_the_beginning(found: re.Match[str]) -> str:

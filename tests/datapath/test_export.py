@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,3 +308,27 @@ def test_integers_that_do_not_fit_are_refused() -> None:
         program(np.ones((9, 16, 4, 4), dtype=int), layer.grid, 64, rule, "c")
     with pytest.raises(InputError, match=r"take 8 slices at 9 bits"):
         program(right, layer.grid, 64, SliceRule.of(9, PAIRS), "c")
+
+
+NAMES = ["/tmp/outside", "../../outside", "..", "a/b", "a_b", "a b", "x\n@0\nff", "n" * 3000, ""]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    layers = tuple(
+        replace(layer, name=name) if layer.name == "3" else layer for layer in NETWORK.layers
+    )
+    layers = tuple(
+        replace(layer, inputs=tuple(name if used == "3" else used for used in layer.inputs))
+        for layer in layers
+    )
+    network = replace(NETWORK, layers=layers)
+    choices = {name if layer == "3" else layer: c for layer, c in DESIGN.choices.items()}
+    folder = tmp_path / "deep" / "out"
+    files = export_datapath(Design("small", choices), network, PAIRS, folder)
+    assert all(path.resolve().is_relative_to(folder) for path in files)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == len(network.weighted)
+    _, read = read_datapath(folder)
+    assert name in read

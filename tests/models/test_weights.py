@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 
+from epim_nas import EpitomeConv2d, EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.models import build_model, find_weights, load_weights, save_weights, weight_names
 
@@ -245,6 +247,7 @@ def test_the_hint_names_the_likely_cause(tmp_path, channels, classes, hint):
     assert hint in caught.value.hint
 
 
+<<<<<<< ours
 def test_averaged_models_are_read(tmp_path, trained):
     torch.save(torch.optim.swa_utils.AveragedModel(trained).state_dict(), tmp_path / "swa.pt")
     other = net()
@@ -283,3 +286,55 @@ def test_floating_point_types_are_converted(tmp_path, trained, kind):
     load_weights(other, tmp_path / "w.pt")
     assert other[0].weight.dtype == torch.float32
     assert torch.equal(other[0].weight, state["0.weight"].float())
+=======
+def epitomes(*shape: int, seed: int = 0, reordered: bool = False) -> nn.Module:
+    """A convolution and a classifier as epitomes; the order of the inputs may be another."""
+    layer = EpitomeConv2d(4, 8, 3, shape=EpitomeShape(*shape), weight_bits=4)
+    if reordered:
+        layer.reorder([7, 6, 5, 4, 3, 2, 1, 0], [[1, 0, 3, 2]])
+    return nn.Sequential(OrderedDict(conv=layer, norm=nn.BatchNorm2d(8), fc=nn.Linear(8, 3)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: epitomes(4, 4, 3, 3, reordered=True).state_dict(),
+        lambda: epitomes(8, 2, 3, 3, reordered=True).state_dict(),
+        lambda: net().state_dict(),
+        lambda: nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 8, 3))).state_dict(),
+        lambda: {**own(), "conv.in_order": torch.zeros(4, dtype=torch.int32)},
+        lambda: {**own(), "conv.in_order": torch.tensor(3, dtype=torch.int32)},
+        lambda: {**own(), "conv.in_order": torch.zeros(1, 4, dtype=torch.int32)},
+        lambda: {**own(), "conv.in_order": torch.zeros(2, 9, dtype=torch.int32)},
+        lambda: {**own(), "conv.out_order": torch.zeros(8, dtype=torch.int32)},
+        lambda: {**own(), "conv.out_order": torch.zeros(2, 4)},
+    ],
+)
+def test_weights_of_another_design_are_refused_by_name(other, tmp_path):
+    save_weights(other(), tmp_path / "w.safetensors")
+    model = epitomes(4, 2, 3, 3)
+    with pytest.raises(InputError, match=r"--weights \(w.safetensors\): .*another design"):
+        load_weights(model, tmp_path / "w.safetensors", field="--weights")
+
+
+def test_other_differences_are_not_blamed_on_the_design(tmp_path):
+    state = {**own(), "fc.weight": torch.zeros(9, 8), "fc.bias": torch.zeros(9)}
+    save_weights(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="number of classes alone"):
+        load_weights(epitomes(4, 2, 3, 3), tmp_path / "w.safetensors")
+    linear = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    save_weights(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="of another shape"):
+        load_weights(linear, tmp_path / "w.safetensors")
+
+
+def own() -> dict[str, torch.Tensor]:
+    return epitomes(4, 2, 3, 3, reordered=True).state_dict()
+
+
+def test_the_design_s_own_weights_are_taken_with_their_orders(tmp_path):
+    save_weights(own(), tmp_path / "w.safetensors")
+    model = epitomes(4, 2, 3, 3)
+    load_weights(model, tmp_path / "w.safetensors")
+    assert model.conv.plan.out_order == (7, 6, 5, 4, 3, 2, 1, 0)
+>>>>>>> theirs

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
-from epim_nas import EpitomeShape, InputError, SamplingPlan
+from epim_nas import Choice, EpitomeShape, InputError, SamplingPlan, SearchSpace, trace
 from epim_nas.epitome.alignment import AlignmentSearch, align
+from epim_nas.space import Group
 from epim_nas.supernet import alignments
 from epim_nas.supernet.alignments import align_plans
 from epim_nas.supernet.supernet import Supernet
@@ -86,3 +89,17 @@ def test_a_weight_that_is_not_finite_names_its_layer() -> None:
     model.conv2.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"layer conv2: weight: has NaN"):
         Supernet(model, network, space, align=AlignmentSearch())
+
+
+def test_names_of_modules_are_no_paths(tmp_path: Path) -> None:
+    names = (str(tmp_path / "outside"), "/", "a b", "plain")  # torch refuses dots alone
+    model = nn.Sequential(OrderedDict((name, nn.Conv2d(8, 8, 3, padding=1)) for name in names))
+    network = trace(model, (8, 6, 6), "named")
+    choice = Choice(EpitomeShape(4, 8, 3, 3), weight_bits=4)
+    space = SearchSpace("s", "named", tuple(Group(name, (name,), ((choice,),)) for name in names))
+    folder = tmp_path / "run" / "alignments"
+    Supernet(model, network, space, align=AlignmentSearch(), alignments=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in folder.parent.iterdir()] == ["alignments"]
+    assert len(list(folder.iterdir())) == len(names)
+    assert (folder / "plain.npz").is_file(), "a simple name stays"
