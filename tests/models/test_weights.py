@@ -247,7 +247,6 @@ def test_the_hint_names_the_likely_cause(tmp_path, channels, classes, hint):
     assert hint in caught.value.hint
 
 
-<<<<<<< ours
 def test_averaged_models_are_read(tmp_path, trained):
     torch.save(torch.optim.swa_utils.AveragedModel(trained).state_dict(), tmp_path / "swa.pt")
     other = net()
@@ -286,7 +285,8 @@ def test_floating_point_types_are_converted(tmp_path, trained, kind):
     load_weights(other, tmp_path / "w.pt")
     assert other[0].weight.dtype == torch.float32
     assert torch.equal(other[0].weight, state["0.weight"].float())
-=======
+
+
 def epitomes(*shape: int, seed: int = 0, reordered: bool = False) -> nn.Module:
     """A convolution and a classifier as epitomes; the order of the inputs may be another."""
     layer = EpitomeConv2d(4, 8, 3, shape=EpitomeShape(*shape), weight_bits=4)
@@ -337,4 +337,3 @@ def test_the_design_s_own_weights_are_taken_with_their_orders(tmp_path):
     model = epitomes(4, 2, 3, 3)
     load_weights(model, tmp_path / "w.safetensors")
     assert model.conv.plan.out_order == (7, 6, 5, 4, 3, 2, 1, 0)
->>>>>>> theirs
