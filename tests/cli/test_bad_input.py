@@ -383,7 +383,7 @@ CASES: list[Case] = [
     ("not a run", lambda p: ["pareto", p.path], ("run.yaml", "epim-nas search")),
     ("dashboard of nothing", lambda p: ["dashboard", p.path], ("run.yaml", "epim-nas search")),
     ("port", lambda p: p.on_run("dashboard", "--port", 70000), ("--port", "70000", "65535")),
-    ("journal", lambda p: p.damaged("study.journal", "no\n"), ("study.journal", "not an Optuna")),
+    ("journal", lambda p: p.damaged("study.journal", "no\n"), ("study.journal", "damaged")),
     ("stored space", lambda p: p.damaged("space.json", "{"), ("space.json", "damaged")),
     ("stored baseline", lambda p: p.damaged("baseline.json", "{}"), ("baseline.json", "damaged")),
     ("stored run file", lambda p: p.damaged("run.yaml", "a: 1"), ("run.yaml: a:", "unknown")),

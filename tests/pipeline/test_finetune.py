@@ -30,7 +30,7 @@ def test_the_folder_holds_epitomes_curves_and_the_design(finished: Path, tuned: 
     assert [step for step, _ in result["validation_curve"]] == [10, 20, 30]
     names = read_state(tuned / "epitomes.safetensors")
     assert any(name.endswith(".epitome") for name in names)
-    assert {path.name for path in tuned.iterdir()} - {".lock"} == {
+    assert {path.name for path in tuned.iterdir()} - {".lock", ".digests"} == {
         "design.yaml", "epitomes.safetensors", "result.json", "settings.json", "tensorboard",
     }  # fmt: skip
     events = EventAccumulator(str(tuned / "tensorboard")).Reload()
