@@ -13,17 +13,24 @@ from epim_nas.interrupts import check as check_interrupted
 
 T = TypeVar("T")
 
+_MOST_SHOWN = 500
+"""Characters of each part of a message: a message is a few lines."""
 
-_LONGEST, _LONGEST_ADVICE = 500, 1500
-"""Characters of a part of a message: of what was got, and of what is allowed."""
 
+def shortened(text: str, most: int = _MOST_SHOWN) -> str:
+    """A text from outside as part of a message: one line, printable, its middle left out.
 
-def shortened(text: str, longest: int = _LONGEST) -> str:
-    """A text on one line, its middle left out where it is long, e.g. a value of a user's file."""
-    line = " ".join(text.split())
-    if len(line) <= longest:
+    Args:
+        text: the text: a value of a user's file, what a library says.
+        most: characters that it may have.
+    """
+    cut = text if len(text) <= 8 * most else text[: 4 * most] + text[-4 * most :]
+    line = " ".join(cut.split()) if len(cut.splitlines()) > 1 else cut
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) <= most and len(cut) == len(text):
         return line
-    return f"{line[: longest // 2]} ... {line[-(longest // 2) :]}"
+    tail = most // 3
+    return f"{line[: most - tail - 5]} ... {line[len(line) - tail :]}"
 
 
 class EpimError(Exception):
@@ -47,11 +54,11 @@ class InputError(EpimError, ValueError):
     exit_code = 2
 
     def __init__(self, field: str, problem: str, allowed: str = "", hint: str = "") -> None:
-        self.field = shortened(field)
-        self.problem = shortened(problem)
-        self.allowed = shortened(allowed, _LONGEST_ADVICE)
-        self.hint = shortened(hint, _LONGEST_ADVICE)
-        field, problem, allowed, hint = self.field, self.problem, self.allowed, self.hint
+        self.field = field
+        self.problem = problem
+        self.allowed = allowed
+        self.hint = hint
+        field, problem, allowed, hint = map(shortened, (field, problem, allowed, hint))
         parts = [f"{field}: {problem}"]
         if allowed:
             parts.append(f"Allowed: {allowed}.")

@@ -17,7 +17,9 @@ from typing import Any
 
 import yaml
 
-from epim_nas.errors import EpimError, InputError, os_error, shortened
+from epim_nas.documents import dump_yaml as dump_yaml
+from epim_nas.documents import parse_json, parse_yaml, yaml_problem
+from epim_nas.errors import EpimError, InputError, os_error
 
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?", re.DOTALL)
 """Names of the temporary files of :func:`atomic_path`."""
@@ -265,180 +267,39 @@ def load_json(path: str | Path, hint: str = "") -> Any:
         raise InputError(str(path), f"is damaged: {error}", hint=hint) from None
 
 
-def parse_json(text: str) -> Any:
-    """The content of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON, holds NaN or infinity, or is nested too deeply.
-    """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number in JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"not valid JSON at {where}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes every text which :class:`_Loader` reads as something else."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        # PyYAML writes these breaks of lines as they are, and reads them back as a space.
-        style = '"' if {*text} & {*"\x85\u2028\u2029\ufeff"} else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-def dump_yaml(data: Any) -> str:
-    """``data`` as YAML in insertion order; :func:`parse_yaml` gives back an equal value."""
-    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
-"""Types of YAML that JSON has as well."""
-_ODD = ("timestamp", "value")
-"""Types of YAML 1.1 that everyone means as text."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML of plain values: mappings, lists, text, numbers, booleans and null.
-
-    A key given twice is refused, where plain YAML silently keeps the last one.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == _MERGE:  # what it merges, the mapping's own keys may replace
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float)) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key}` is given twice", key_node.start_mark
-                )
-            if isinstance(key, (str, int, float)):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:
-            value = shortened(str(node.value))
-            reason = shortened(str(error).partition(":")[0])
-            raise yaml.constructor.ConstructorError(
-                None, None, f"`{value}` is not a value of its type ({reason})", node.start_mark
-            ) from None
-
-
-# YAML 1.1, as PyYAML reads it, takes `1e-3` for text; everyone means the number (YAML 1.2). It
-# takes `2026-01-31` for a date, which is text in YAML 1.2. What the loader reads as a number, the
-# dumper has to quote where it is meant as text.
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-    _side.yaml_implicit_resolvers = {
-        first: [entry for entry in entries if entry[0].rpartition(":")[2] not in _ODD]
-        for first, entries in _side.yaml_implicit_resolvers.items()
-    }
-_Loader.yaml_constructors = {
-    tag: constructor
-    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.rpartition(":")[2] in _PLAIN
-}
-
-_MOST_VALUES = 1_000_000
-"""Values of a YAML file, with each alias counted as what it stands for."""
-
-
-def parse_yaml(text: str) -> Any:
-    """The content of a YAML text.
-
-    Raises:
-        yaml.YAMLError: it is not YAML of plain values, a key is given twice, or it is nested too
-            deeply or too large, also by aliases of aliases.
-    """
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _check_size(node)
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
-
-
-def _check_size(root: yaml.Node) -> None:
-    """Refuse a tree that contains itself, or has too many values once aliases are followed."""
-    sizes: dict[int, int] = {}
-
-    def size(node: yaml.Node) -> int:
-        if id(node) not in sizes:
-            sizes[id(node)] = _MOST_VALUES + 1  # until it is known: an alias of itself is endless
-            parts = node.value if isinstance(node, yaml.CollectionNode) else []
-            flat = [n for part in parts for n in (part if isinstance(part, tuple) else (part,))]
-            sizes[id(node)] = 1 + sum(map(size, flat))
-        if sizes[id(node)] > _MOST_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"more than {_MOST_VALUES:,} values, or a part of itself",
-                node.start_mark,
-            )
-        return sizes[id(node)]
-
-    size(root)
-
-
 def load_yaml(path: str | Path) -> Any:
     """The content of a YAML file.
 
     Raises:
         InputError: the file is missing, unreadable or not YAML of plain values.
     """
-    text = read_text(path)
+    text = read_text(path, _MOST_YAML_BYTES)
     try:
         return parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(str(path), f"not valid YAML{yaml_problem(error)}") from None
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """Where a YAML text is wrong, and why, to be put behind `not valid YAML`."""
-    mark = getattr(error, "problem_mark", None)
-    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{where}: " + " ".join((getattr(error, "problem", None) or str(error)).split())
+_MOST_BYTES = 2**31
+"""Largest text file that is read (2 GiB)."""
+_MOST_YAML_BYTES = 2**23
+"""Largest YAML file (8 MiB, a minute of reading); a network of 10,000 layers has a tenth of it."""
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file; a byte-order mark is left out.
+def read_text(path: str | Path, most: int = _MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte-order mark.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
 
     Raises:
-        InputError: the file is missing, not a regular file, too large, or not readable as text.
+        InputError: the file is missing, no regular file, too large, or not readable as text.
     """
     try:
-        return read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
+        return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(str(path), "not a text file (UTF-8)") from None
-
-
-_MOST_BYTES = 2**28
-"""Largest text file (256 MiB)."""
 
 
 def read_bytes(path: str | Path, most: int | None = None) -> bytes:
@@ -448,11 +309,16 @@ def read_bytes(path: str | Path, most: int | None = None) -> bytes:
         path: the file.
         most: bytes that it may have.
 
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
     Raises:
-        InputError: the file is missing, a folder, a device or a pipe, too large, or not readable.
+        InputError: the file is missing, no regular file, too large, or not readable.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        # A pipe without a writer would wait for one; what is no file is refused below.
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(str(path), "is a device, a pipe or a socket", "a regular file")
@@ -468,34 +334,43 @@ def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(shortened(repr(str(path))), "is not a path: it has a NUL") from None
+        raise InputError(repr(str(path)), "is not a path: it has a NUL") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, also a pipe that nobody writes to, at once."""
+def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def user_path(text: str | Path, field: str) -> Path:
-    """A path that a user gave, with ``~`` and ``~user`` replaced.
+    """A path that a user gave, with ``~`` and ``~name`` replaced by the home folder.
 
     Args:
         text: the path.
         field: where it was given, for the message.
 
     Raises:
-        InputError: it is empty, has a NUL, or names the home of an unknown user.
+        InputError: it is empty, or it cannot be a path: it has a character that names of files
+            cannot have (NUL), a name is too long, or there is no such user.
     """
     given = str(text)
-    if not given.strip() or "\0" in given:
-        raise InputError(field, f"got `{given!r}`", "a path")
+    if not given.strip():
+        raise InputError(field, "is empty", "a path", "Give a path, or leave it out.")
     try:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
+        os.lstat(path)
     except RuntimeError:
-        name = Path(given).parts[0]
-        raise InputError(field, f"`{given}`: there is no user `{name[1:]}`", "a path") from None
+        user = Path(given).parts[0][1:]
+        raise InputError(field, f"`{given}`: no user `{user}`", hint="Check the path.") from None
+    except (OSError, ValueError) as error:
+        # Whether the path is there, or may be read, is the reader's question.
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                field, f"`{given}`: no path ({reason})", hint="Check the path."
+            ) from None
+    return path
 
 
 def digest(data: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from epim_nas.errors import InputError, nearest
+from epim_nas.files import user_path
 
 Kind = Literal["search_spaces", "cost_models", "runs"]
 
@@ -33,9 +34,9 @@ def find(kind: Kind, name_or_path: str, field: str) -> Path:
     Raises:
         InputError: neither a preset nor a file.
     """
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path, field)
     if path.suffix or len(path.parts) > 1:
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # whoever reads it says what else it may be
             return path
         problem = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(field, f"`{name_or_path}`: {problem}", hint="Check the path.")

@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import pydantic
 import yaml
 
+from epim_nas.documents import MOST_LEVELS, InvalidValue, parse_yaml, yaml_problem
 from epim_nas.errors import InputError, nearest
-from epim_nas.files import parse_yaml, read_bytes, yaml_problem
+from epim_nas.files import read_bytes
 from epim_nas.stored import check_stored
 
 STORED = "stored"
@@ -100,7 +101,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: list[str], option: str) 
     """``data`` with ``key.path=value`` overrides applied (values are YAML).
 
     Raises:
-        InputError: an override without ``=``, or a path that leads through a plain value.
+        InputError: an override without ``=``, a path that leads through a plain value, or a value
+            that no file may have. What is not YAML at all is text.
     """
     result = _copy(data)
     for item in overrides:
@@ -109,15 +111,16 @@ def apply_overrides(data: Mapping[str, Any], overrides: list[str], option: str) 
             raise InputError(option, f"got `{item}`", "key=value with a dotted key")
         try:
             value = parse_yaml(text)
-        except yaml.YAMLError as error:
+        except InvalidValue as error:
             raise InputError(
-                option,
-                f"`{path}`: not valid YAML{yaml_problem(error)}",
-                "a value as in a YAML file",
-                "Put quotes around text that has special characters: 'key=\"a: b\"'.",
+                option, f"`{path}={text}`: not valid YAML{yaml_problem(error)}"
             ) from None
+        except yaml.YAMLError:
+            value = text
         node = result
         *parents, last = path.strip().split(".")
+        if len(parents) > MOST_LEVELS:
+            raise InputError(option, f"`{path}` has {len(parents)} dots", f"at most {MOST_LEVELS}")
         for key in parents:
             child = node.setdefault(key, {})
             if not isinstance(child, dict):
@@ -178,11 +181,17 @@ def _first_error(
         known = [name for parent in _models_at(model, location[:-1]) for name in _names(parent)]
         allowed = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
         return InputError(field, "unknown key", allowed, nearest(str(location[-1]), known))
+    if kind == "invalid_key":  # the path ends with the key
+        place = ": ".join(filter(None, (source, ".".join(map(str, location[:-1])))))
+        return InputError(
+            place, f"has the key {describe(got)}", "text as keys", "Put quotes around it."
+        )
     if kind == "missing":
         return InputError(field, "is missing", hint="Add it.")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, InputError):  # it knows what is allowed; the place is known here
-        return InputError(field, cause.problem, cause.allowed, cause.hint)
+        place = field if path else f"{source}: {cause.field}"
+        return InputError(place, cause.problem, cause.allowed, cause.hint)
     if kind == "value_error":
         return InputError(field, _lower(error["msg"].removeprefix("Value error, ")))
     same = [e for place, e in errors if place == location]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import socket
@@ -13,25 +14,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from epim_nas.cli.app import run_command
 from epim_nas.errors import EpimError, InputError, machine_fault
 from epim_nas.files import (
     atomic_path,
     digest,
     dump_yaml,
-    load_json,
     load_yaml,
     locked,
-    parse_yaml,
-    read_bytes,
+    read_text,
     safe_name,
     user_path,
     write_json,
     write_text,
 )
 from epim_nas.models.weights import save_weights
+from epim_nas.pipeline.config import load_run_config
 from epim_nas.report.csv_file import write_csv
 from epim_nas.report.events import RunEvents
 from epim_nas.schema import apply_overrides
@@ -115,141 +116,90 @@ def test_wrong_overrides_name_the_option(item: str) -> None:
         apply_overrides({"a": {"b": 1}}, [item], "--set")
 
 
-TEXTS = st.one_of(
-    st.text(),
-    st.text("0123456789eE+-._:xob"),  # what may read as a number
-    st.sampled_from(
-        [
-            "null",
-            "~",
-            "yes",
-            "no",
-            "on",
-            "off",
-            "true",
-            "=",
-            "<<",
-            "-",
-            "?",
-            ":",
-            "#",
-            "&",
-            "*",
-            "!",
-            "1:30",
-            "2026-01-31",
-            ".inf",
-            "0x1F",
-        ]
-    ),
-    st.text("\x00\x07\x85\u2028\ufeff\ud800\x1b\t \n'\"\\{}[],&*#?|<>=!%@`", max_size=6),
-)
-VALUES = st.recursive(
-    st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.booleans(), st.none()),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
-    max_leaves=12,
-)
-
-
-@settings(deadline=None)
-@given(VALUES)
-def test_what_is_written_as_yaml_is_read_back(value: object) -> None:
-    assert parse_yaml(dump_yaml(value)) == value
-    assert parse_yaml(dump_yaml({"key": value})) == {"key": value}
-
-
-@pytest.mark.parametrize("text", ["1e5", "25921e05", "3e2.ini", "1e-3", "2026-13-45", "=", "1_000"])
-def test_texts_that_look_like_numbers_stay_texts(text: str) -> None:
-    assert parse_yaml(dump_yaml({"name": text})) == {"name": text}
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.yaml", tmp_path / "zero.yaml"
+    os.mkfifo(pipe)  # nobody writes to it: reading it would wait for ever
+    link.symlink_to("/dev/zero")
+    for path in (pipe, link, Path("/dev/null")):
+        with pytest.raises(InputError, match=r"is a device, a pipe or a socket.*a regular file"):
+            load_yaml(path)
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("1e5", 1e5), ("1e-3", 1e-3), ("2026-01-31", "2026-01-31"), ("=", "="), ("1.5", 1.5)],
-)
-def test_plain_scalars(text: str, value: object) -> None:
-    assert parse_yaml(text) == value
-
-
-def test_merge_keys_and_aliases_are_followed() -> None:
-    text = "base: &b {x: 1, y: 2}\nmore: {<<: *b, y: 3}\nagain: *b\n"
-    assert parse_yaml(text)["more"] == {"x": 1, "y": 3}
-    assert parse_yaml(text)["again"] == {"x": 1, "y": 2}
-
-
-BOMB = "a0: &a0 [x, x]\n" + "".join(
-    f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}, r: *a{n - 1}}}\n" for n in range(1, 20)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
+    ("option", "name"),
     [
-        ("a: 0x_", "`0x_` is not a value of its type"),
-        ("a: !!int x", "not a value of its type"),
-        ("a: " + "9" * 5000, "999 ... 999"),
-        ("a: " + "[" * 3000, "nested too deeply"),
-        ("a: &a [*a]", "a part of itself"),
-        ("a: &a {b: *a}", "a part of itself"),
-        ("<<: 5", "merging"),
-        (BOMB, "more than 1,000,000 values"),
-        ("a: !!binary aa", "could not determine a constructor"),
-        ("a: !!python/name:os.system", "could not determine a constructor"),
-        ("--- 1\n--- 2", "found another document"),
-        ("? [a]\n: 1", "unhashable"),
+        ("--network", "pipe.yaml"),
+        ("--design", "pipe.yaml"),
+        ("--hardware", "pipe.yaml"),
+        ("--hardware", "pipe.ini"),
     ],
 )
-def test_values_that_yaml_refuses(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "f.yaml").write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_yaml(tmp_path / "f.yaml")
-    assert said in str(caught.value)
-    assert len(str(caught.value)) < 1200
-    with pytest.raises(InputError, match=r"--set"):
-        apply_overrides({}, [f"key={text}"], "--set")
+def test_commands_do_not_wait_for_a_pipe(
+    option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / name)
+    options = {"--network": "resnet20", "--hardware": "xbar_64", option: str(tmp_path / name)}
+    assert run_command(["cost", *(part for pair in options.items() for part in pair)]) == 2
+    assert "is a device, a pipe or a socket" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "[" * 100_000, "9" * 5000, "{", '{"a": 1}}'])
-def test_values_that_json_refuses(tmp_path: Path, text: str) -> None:
-    (tmp_path / "f.json").write_text(text)
-    with pytest.raises(InputError, match=r"f\.json: is damaged"):
-        load_json(tmp_path / "f.json")
+def test_files_have_a_largest_size(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    with open(path, "wb") as file:
+        file.truncate(2**33)  # it takes no room on the disk
+    with pytest.raises(InputError, match=r"8,589,934,592 bytes.*at most 8,388,608 bytes"):
+        load_yaml(path)
+    with pytest.raises(InputError, match="at most"):
+        read_text(path)
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
-    (tmp_path / "f.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
-    (tmp_path / "f.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert load_yaml(tmp_path / "f.yaml") == load_json(tmp_path / "f.json") == {"a": 1}
-
-
-def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: reading would wait for ever
-    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(InputError, match=r"is a device, a pipe or a socket.*a regular file"):
-            read_bytes(path)
-    with open(tmp_path / "huge", "wb") as file:
-        file.truncate(2**30)
-    with pytest.raises(InputError, match=r"1,073,741,824 bytes.*at most"):
-        load_yaml(tmp_path / "huge")
-
-
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "a/" * 3000])
-def test_paths_that_cannot_be(path: str) -> None:
-    with pytest.raises(InputError):
-        read_bytes(path)
-
-
-@pytest.mark.parametrize("path", ["", "  ", "a\0b", "~nobody_of_this_name/x"])
-def test_paths_that_users_cannot_mean(path: str) -> None:
-    with pytest.raises(InputError, match=r"^data\.root: "):
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("a\0b.yaml", "null"),
+        ("a" * 5000, "too long"),
+        ("folder/" * 1000, "too long"),
+        ("~nobody_of_this_name/x.yaml", "no user `nobody_of_this_name`"),
+        ("", "is empty"),
+        (" ", "is empty"),
+    ],
+)
+def test_paths_that_cannot_be(path: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
         user_path(path, "data.root")
+    assert str(caught.value).startswith("data.root: ")
+    assert len(str(caught.value)) < 700
 
 
-def test_long_values_are_shortened_in_messages() -> None:
-    error = InputError("field", "got `" + "v" * 20_000 + "`\n  Traceback\n  frame", "a", "b")
+def test_other_paths_are_taken_whether_they_are_there_or_not(tmp_path: Path) -> None:
+    assert user_path(tmp_path / "none" / "é", "out") == tmp_path / "none" / "é"
+    assert user_path("~/x", "out") == Path.home() / "x"
+
+
+PATHS = ("data.root", "reuse", "model.weights", "hardware.chip", "space")
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("value", ["a\0/b", "x/" + "a" * 5000, "~nobody_of_this_name/x"])
+def test_paths_of_a_run_file_that_cannot_be(key: str, value: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_run_config("demo", [f"{key}={json.dumps(value)}"])
+    assert caught.value.field == key
+
+
+@pytest.mark.parametrize("length", [20_000, 10_000_000])
+def test_messages_are_a_few_lines_of_printable_text(length: int) -> None:
+    error = InputError(
+        "field", "got `" + "v" * length + "`\n  File x\n\x1b[31m at line 3", "a\nb", "c"
+    )
     assert len(str(error)) < 700
-    assert "\n" not in str(error)
-    assert "frame" in str(error)
+    assert str(error).isprintable()
+    assert str(error).endswith("\\x1b[31m at line 3. Allowed: a b. c.")
+    assert len(error.problem) > length, "what is raised again is whole"
+
+
+def test_short_messages_stay_as_they_are() -> None:
+    assert str(InputError("f", "got `a  b`", "c", "d?")) == "f: got `a  b`. Allowed: c. d?"
 
 
 names = st.one_of(

@@ -21,9 +21,11 @@ from epim_nas.cli import finetune as finetune_command
 from epim_nas.cli import launch as launch_command
 from epim_nas.cli import results, run
 from epim_nas.cli.streams import ReaderGone
-from epim_nas.errors import EpimError, machine_fault
+from epim_nas.errors import EpimError, InputError, machine_fault, shortened
 
 _INTERRUPTED = interrupts.EXIT_CODE
+_MOST_SAID = 2000
+"""Characters of a message; that of an InputError has fewer."""
 
 _USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -82,6 +84,7 @@ app.command("jobs")(launch_command.jobs)
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         command = typer.main.get_command(app)
         # Commands return nothing; a number is the code of an early exit (--version, Ctrl-C).
         code = command.main(
@@ -126,8 +129,21 @@ def _unexpected(error: Exception) -> int:
     return 1
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are empty, e.g. a variable of a script that is not set.
+
+    None of them means anything; as a path it would be the current folder.
+    """
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option = before if before.startswith("-") else "an argument"
+        if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:
+            option, argument = argument[:-1], ""
+        if not argument.strip() or "\0" in argument:
+            raise InputError(option, f"got {argument!r}", "a value", "Give one, or leave it out.")
+
+
 def _say(text: str) -> None:
-    typer.echo(f"epim-nas: {text}", err=True)
+    typer.echo(f"epim-nas: {shortened(text, _MOST_SAID)}", err=True)
 
 
 def _say_usage(error: Any) -> None:

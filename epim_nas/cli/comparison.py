@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from epim_nas.epitome.design import DESIGN_SCHEMA, Design, load_design
+from epim_nas.epitome.design import DESIGN_SCHEMA, FLOAT_BITS, LEAST_BITS, Design, load_design
 from epim_nas.errors import InputError
-from epim_nas.files import load_yaml
+from epim_nas.files import load_yaml, user_path
 from epim_nas.hardware import CostModel, compression, load_chip
 from epim_nas.hardware.bits import check_bits
 from epim_nas.hardware.chip import CHIP_SCHEMA
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from epim_nas.network.spec import Network
 
 COMPARISON_SCHEMA = "epim-nas/cost-comparison@1"
-_BITS = re.compile(r"w(\d+)a(\d+)")
+_BITS = re.compile(r"w(\d{1,3})a(\d{1,3})")
 
 Metric = Literal[
     "crossbars",
@@ -97,8 +97,8 @@ def parse_compare(text: str, first: Candidate, overrides: Sequence[str]) -> Cand
     bits = _BITS.fullmatch(text)
     if bits:
         weight_bits, activation_bits = int(bits[1]), int(bits[2])
-        check_bits(f"--compare {text}: weight bits", weight_bits)
-        check_bits(f"--compare {text}: activation bits", activation_bits)
+        check_bits(f"--compare {text}: weight bits", weight_bits, LEAST_BITS, FLOAT_BITS)
+        check_bits(f"--compare {text}: activation bits", activation_bits, LEAST_BITS, FLOAT_BITS)
         return Candidate(first.chip, weight_bits, activation_bits)
     if _schema(text) == DESIGN_SCHEMA:
         return replace(first, design=load_design(text), source=text)
@@ -114,7 +114,7 @@ def parse_compare(text: str, first: Candidate, overrides: Sequence[str]) -> Cand
 
 def _schema(text: str) -> str:
     """The schema of a YAML file; what has none is left to :func:`load_chip` to explain."""
-    path = Path(text).expanduser()
+    path = user_path(text, "--compare")
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         return CHIP_SCHEMA
     data = load_yaml(path)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from epim_nas.network.spec import Network
 
 
+_MOST_INPUTS = 2**24
+_MOST_CLASSES = 2**20
 _MOST_COMPARED = 3  # What fits a terminal beside the first.
 
 
@@ -77,8 +79,9 @@ def cost(
     from epim_nas.cli.comparison import Candidate, Comparison, parse_compare
     from epim_nas.cli.comparison_tables import print_comparison
     from epim_nas.cli.cost_tables import print_cost
-    from epim_nas.epitome.design import load_design
+    from epim_nas.epitome.design import FLOAT_BITS, LEAST_BITS, load_design
     from epim_nas.hardware import load_chip
+    from epim_nas.hardware.bits import check_bits
     from epim_nas.hardware.model import DENSE_BITS
 
     if design is not None and (weight_bits is not None or activation_bits is not None):
@@ -87,6 +90,9 @@ def cost(
             "the design file says the bits of every layer already",
             hint="Leave them out, or leave out --design.",
         )
+    # What a design file may say, for the same reason: nothing else is made.
+    check_bits("--weight-bits", weight_bits, LEAST_BITS, FLOAT_BITS)
+    check_bits("--activation-bits", activation_bits, LEAST_BITS, FLOAT_BITS)
     if len(compare or []) > _MOST_COMPARED:
         raise InputError(
             "--compare", f"was given {len(compare or [])} times", f"at most {_MOST_COMPARED} times"
@@ -135,7 +141,7 @@ def resolve_network(
             "Give a network YAML with --network, or a model with --model.",
         )
     if network is not None and network.lower().endswith((".yaml", ".yml")):
-        if input_shape or classes:
+        if input_shape is not None or classes is not None:
             raise InputError(
                 "--input-shape, --classes", "a network YAML has its own", hint="Leave them out."
             )
@@ -150,14 +156,23 @@ def _trace(spec: str, input_shape: str | None, classes: int | None) -> Network:
     from epim_nas.models.registry import build_model, default_input_shape
     from epim_nas.network.trace import trace
 
-    shape = parse_shape(input_shape) if input_shape else default_input_shape(spec)
+    shape = default_input_shape(spec) if input_shape is None else parse_shape(input_shape)
     if classes is None:
         classes = default_classes(shape)
-    if classes < 1:
-        raise InputError("--classes", f"got {classes}", "a positive number")
+    check_classes(classes)
     built = build_model(spec, in_channels=shape[0], num_classes=classes)
     initialise(built, spec, shape)
     return trace(built, shape, name=spec)
+
+
+def check_classes(classes: int) -> None:
+    """Check a number of classes.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 1 <= classes <= _MOST_CLASSES:
+        raise InputError("--classes", f"got {classes}", f"1 to {_MOST_CLASSES}")
 
 
 def default_classes(shape: tuple[int, int, int]) -> int:
@@ -169,12 +184,16 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """(C, H, W) from ``C,H,W``.
 
     Raises:
-        InputError: it is not three positive numbers.
+        InputError: it is not three positive numbers, or they are too large to run the model on.
     """
     try:
         channels, height, width = (int(part) for part in text.split(","))
     except ValueError:
         channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise InputError("--input-shape", f"got `{text}`", "C,H,W, e.g. 3,224,224")
+    if min(channels, height, width) < 1 or channels * height * width > _MOST_INPUTS:
+        raise InputError(
+            "--input-shape",
+            f"got `{text}`",
+            f"C,H,W, e.g. 3,224,224, of at most {_MOST_INPUTS} values",
+        )
     return channels, height, width

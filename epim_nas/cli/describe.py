@@ -143,13 +143,13 @@ def _geometry(
     config: RunConfig, input_shape: str | None, classes: int | None
 ) -> tuple[tuple[int, int, int], int]:
     """The input and the classes of a run's model: what the options say, else what the data has."""
-    from epim_nas.cli.cost import default_classes, parse_shape
+    from epim_nas.cli.cost import check_classes, default_classes, parse_shape
     from epim_nas.data.geometry import data_geometry
     from epim_nas.models.registry import default_input_shape
 
-    shape = parse_shape(input_shape) if input_shape else None
-    if classes is not None and classes < 1:
-        raise InputError("--classes", f"got {classes}", "a positive number")
+    shape = None if input_shape is None else parse_shape(input_shape)
+    if classes is not None:
+        check_classes(classes)
     if shape is not None and classes is not None:
         return shape, classes
     found = data_geometry(config.data, config.seed)

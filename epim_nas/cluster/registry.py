@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from epim_nas.cluster.ray_executor import PoolSettings
 
 
+Seconds = Annotated[float, pydantic.Field(ge=1e-3, le=10**8)]
+
+
 class ExecutorConfig(Strict):
     """Where designs are scored.
 
@@ -34,12 +37,12 @@ class ExecutorConfig(Strict):
 
     kind: str = "local"
     address: str | None = None
-    workers: Annotated[int, pydantic.Field(ge=1)] | Literal["auto"] = 2
-    cpus: float = pydantic.Field(default=1, gt=0)
-    gpus: float = pydantic.Field(default=0, ge=0)
-    timeout_s: Annotated[float, pydantic.Field(gt=0)] | Literal["auto"] | None = "auto"
-    retries: Annotated[int, pydantic.Field(ge=0)] = 2
-    wait_s: float = pydantic.Field(default=60, gt=0)
+    workers: Annotated[int, pydantic.Field(ge=1, le=10**4)] | Literal["auto"] = 2
+    cpus: float = pydantic.Field(default=1, ge=0.01, le=10**4)
+    gpus: float = pydantic.Field(default=0, ge=0, le=10**4)
+    timeout_s: Seconds | Literal["auto"] | None = "auto"
+    retries: Annotated[int, pydantic.Field(ge=0, le=10**4)] = 2
+    wait_s: Seconds = 60
     args: dict[str, Any] = pydantic.Field(default_factory=dict)
 
     @pydantic.field_validator("kind")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from epim_nas.errors import InputError
+from epim_nas.files import user_path
 from epim_nas.schema import Strict
 
 
@@ -31,12 +32,12 @@ class DataConfig(Strict):
 
     name: str
     root: str | None = None
-    batch_size: int = Field(128, ge=1)
-    workers: int = Field(0, ge=0)
+    batch_size: int = Field(128, ge=1, le=10**6)
+    workers: int = Field(0, ge=0, le=10**4)
     image_size: int | None = Field(None, ge=1, le=4096)
-    train_fraction: float = Field(1.0, gt=0, le=1)
+    train_fraction: float = Field(1.0, ge=1e-9, le=1)
     augment: bool = True
-    validation_size: int = Field(2000, ge=1)
+    validation_size: int = Field(2000, ge=1, le=10**9)
     args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -56,7 +57,7 @@ class NamedArgs(Strict):
     std: list[float] | None = None
     in_memory: bool | None = None
     mode: Literal["L", "RGB"] | None = None
-    cache_mb: int = Field(2048, ge=0)
+    cache_mb: int = Field(2048, ge=0, le=10**7)
 
 
 def root_folder(config: DataConfig) -> Path:
@@ -69,7 +70,7 @@ def root_folder(config: DataConfig) -> Path:
         raise InputError(
             "data.root", f"is missing; `{config.name}` needs it", "the folder with the images"
         )
-    root = Path(config.root).expanduser()
+    root = user_path(config.root, "data.root")
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "no such folder"
         raise InputError("data.root", f"`{root}`: {problem}", hint="Check the path.")

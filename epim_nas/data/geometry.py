@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from epim_nas.data.config import DataConfig, NamedArgs, root_folder
 from epim_nas.data.registry import load_data
+from epim_nas.files import user_path
 from epim_nas.schema import validate
 
 _KNOWN = {
@@ -70,4 +70,4 @@ def _is_folder(config: DataConfig) -> bool:
         return True
     if not config.name.startswith("cifar") or config.root is None or ":" in config.name:
         return False
-    return (Path(config.root).expanduser() / "train").is_dir()
+    return (user_path(config.root, "data.root") / "train").is_dir()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epim_nas.data.config import DataConfig, NamedArgs, root_folder
 from epim_nas.errors import InputError, nearest
+from epim_nas.files import user_path
 from epim_nas.schema import validate
 
 # torch is imported when data is loaded: reading a run file should not wait for it.
@@ -73,7 +73,7 @@ def _fashion_mnist_subset(config: DataConfig, args: NamedArgs, seed: int) -> Dat
 def _fashion_mnist(config: DataConfig, args: NamedArgs, seed: int) -> Data:
     from epim_nas.data.fashion_mnist import fashion_mnist
 
-    root = None if config.root is None else Path(config.root).expanduser()
+    root = None if config.root is None else user_path(config.root, "data.root")
     return _finished(fashion_mnist(root, config.augment), config, args, seed)
 
 

@@ -19,6 +19,8 @@ from epim_nas.schema import Strict, validate
 
 FLOAT_BITS = 32
 """Bits of a weight that is not quantized, for counting crossbars."""
+LEAST_BITS = 2
+"""Least bits of a weight or an activation; the most are :data:`FLOAT_BITS`."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Design:
 
 DESIGN_SCHEMA = "epim-nas/design@1"
 
-Bits = pydantic.Field(default=None, ge=2, le=FLOAT_BITS)
+Bits = pydantic.Field(default=None, ge=LEAST_BITS, le=FLOAT_BITS)
 
 
 class _EpitomeFile(Strict):

@@ -23,6 +23,9 @@ from epim_nas.errors import InputError
 IntArray = npt.NDArray[np.int64]
 
 
+MOST_PATCHES = 2**20
+"""Patches of a weight; ResNet-50's largest has as many weights of 1x1 kernels."""
+
 Order = tuple[int, ...]
 """A permutation of channels: position in the plan -> channel of the weight."""
 
@@ -103,6 +106,14 @@ class SamplingPlan:
             raise InputError("groups", f"got {groups}", f"a divisor of {out_total} channels")
 
         out_slabs, in_slabs = ceil(out_total / patch_out), ceil(in_total / patch_in)
+        if out_slabs * in_slabs > MOST_PATCHES:
+            raise InputError(
+                "patch",
+                f"({patch_out}, {patch_in}) cuts the weight {weight_shape} into "
+                f"{out_slabs * in_slabs} patches",
+                f"at most {MOST_PATCHES} patches",
+                "Use an epitome with more channels.",
+            )
         # Slabs that choose a patch of their own, along the outputs and along the inputs.
         out_turns, in_turns = 1 if wrap else out_slabs, 1 if wrap_in else in_slabs
         out_starts = spread(shape.out_channels - patch_out, out_turns)

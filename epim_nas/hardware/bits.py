@@ -13,16 +13,16 @@ from epim_nas.network.spec import Network
 MAX_BITS = 64
 
 
-def check_bits(field: str, bits: int | None) -> None:
-    """Check that a number of bits is None or 1..64.
+def check_bits(field: str, bits: int | None, least: int = 1, most: int = MAX_BITS) -> None:
+    """Check that a number of bits is None or in a range.
 
     Raises:
         InputError: it is not.
     """
     if bits is None:
         return
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
-        raise InputError(field, f"got `{bits}`", f"a whole number of bits from 1 to {MAX_BITS}")
+    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= most:
+        raise InputError(field, f"got `{bits}`", f"a whole number of bits from {least} to {most}")
 
 
 class DataFlow:

@@ -20,27 +20,40 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-PositiveInt = Annotated[int, pydantic.Field(ge=1)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0)]
-IntPair = Annotated[tuple[PositiveInt, PositiveInt], pydantic.BeforeValidator(_as_tuple)]
-VoltagePair = Annotated[tuple[float, float], pydantic.BeforeValidator(_as_tuple)]
-ResistancePair = Annotated[tuple[PositiveFloat, PositiveFloat], pydantic.BeforeValidator(_as_tuple)]
+# Generous ranges of what can be built: outside of them, a value is a slip of units or digits, and
+# products of several run out of the numbers of a computer.
+Nanometres = Annotated[float, pydantic.Field(ge=0.1, le=10_000)]
+SquareMicrometres = Annotated[float, pydantic.Field(ge=1e-9, le=1e9)]
+SquareMicrometresOrZero = Annotated[float, pydantic.Field(ge=0, le=1e9)]
+Watts = Annotated[float, pydantic.Field(ge=1e-18, le=1e3)]
+WattsOrZero = Annotated[float, pydantic.Field(ge=0, le=1e3)]
+Nanoseconds = Annotated[float, pydantic.Field(ge=1e-6, le=1e9)]
+Volts = Annotated[float, pydantic.Field(ge=-100, le=100)]
+Ohms = Annotated[float, pydantic.Field(ge=1, le=1e15)]
+Megahertz = Annotated[float, pydantic.Field(ge=1e-3, le=1e6)]
+GigaPerSecond = Annotated[float, pydantic.Field(ge=1e-9, le=1e9)]
+Kilobytes = Annotated[float, pydantic.Field(ge=0, le=1e6)]
+Count = Annotated[int, pydantic.Field(ge=1, le=65_536)]
+Side = Annotated[int, pydantic.Field(ge=1, le=1024)]
+"""Tiles along an edge of the mesh, PEs along one of a tile, ...: places are listed one by one."""
+SidePair = Annotated[tuple[Side, Side], pydantic.BeforeValidator(_as_tuple)]
+VoltagePair = Annotated[tuple[Volts, Volts], pydantic.BeforeValidator(_as_tuple)]
+ResistancePair = Annotated[tuple[Ohms, Ohms], pydantic.BeforeValidator(_as_tuple)]
 
 
 class Crossbar(Strict):
     """The array of cells."""
 
-    rows: PositiveInt = 256
-    columns: PositiveInt = 256
-    subarray_rows: PositiveInt = 256
+    rows: Count = 256
+    columns: Count = 256
+    subarray_rows: Count = 256
     cell_type: Literal["1T1R", "0T1R"] = "1T1R"
-    cell_area_um2: PositiveFloat = 1.44
+    cell_area_um2: SquareMicrometres = 1.44
     area_model: Literal["cell_area", "technology"] = "cell_area"
-    device_technology_nm: PositiveFloat = 130
-    transistor_technology_nm: PositiveFloat = 130
-    driver_area_um2_per_row: NonNegativeFloat = 1150
-    read_latency_ns: PositiveFloat = 3.16
+    device_technology_nm: Nanometres = 130
+    transistor_technology_nm: Nanometres = 130
+    driver_area_um2_per_row: SquareMicrometresOrZero = 1150
+    read_latency_ns: Nanoseconds = 3.16
     read_voltages_v: VoltagePair = (0, 0.15)
     resistances_ohm: ResistancePair = (1e6, 1e4)
     power_model: Literal["occupied_cells", "full_array"] = "occupied_cells"
@@ -62,17 +75,17 @@ class Mapping(Strict):
     cell_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 1
     polarity: Literal[1, 2] = 2
     subtraction: Literal["analog", "digital"] = "analog"
-    groups: PositiveInt = 1
+    groups: Count = 1
 
 
 class Converter(Strict):
     """A converter: an entry of MNSIM's table, or numbers of one's own (they win)."""
 
-    choice: PositiveInt | None = None
+    choice: Count | None = None
     bits: Annotated[int, pydantic.Field(ge=1, le=16)] | None = None
-    area_um2: NonNegativeFloat | None = None
-    power_w: NonNegativeFloat | None = None
-    rate_gsps: PositiveFloat | None = None
+    area_um2: SquareMicrometresOrZero | None = None
+    power_w: WattsOrZero | None = None
+    rate_gsps: GigaPerSecond | None = None
 
 
 class Dac(Converter):
@@ -107,23 +120,23 @@ class Interface(Strict):
     """Converters and how many of them a subarray has."""
 
     dac: Dac = Dac(choice=1)
-    dacs_per_subarray: PositiveInt = 128
+    dacs_per_subarray: Count = 128
     adc: Adc = Adc(choice=6)
-    adcs_per_subarray: Annotated[int, pydantic.Field(ge=0)] = 128
+    adcs_per_subarray: Annotated[int, pydantic.Field(ge=0, le=65_536)] = 128
 
 
 class Block(Strict):
     """A digital block: its technology, and optionally its own area and power."""
 
-    technology_nm: PositiveFloat
-    area_um2: PositiveFloat | None = None
-    power_w: PositiveFloat | None = None
+    technology_nm: Nanometres
+    area_um2: SquareMicrometres | None = None
+    power_w: Watts | None = None
 
 
 class Digital(Strict):
     """The digital part of a processing element."""
 
-    frequency_mhz: PositiveFloat = 500
+    frequency_mhz: Megahertz = 500
     adder: Block = Block(technology_nm=45)
     shift_register: Block = Block(technology_nm=65)
     register_: Block = pydantic.Field(default=Block(technology_nm=45), alias="register")
@@ -133,41 +146,41 @@ class Digital(Strict):
 class Pooling(Strict):
     """The pooling unit that every tile has."""
 
-    shape: IntPair = (3, 3)
+    shape: SidePair = (3, 3)
     units: Literal[64] = 64
-    technology_nm: PositiveFloat = 65
+    technology_nm: Nanometres = 65
 
 
 class Tile(Strict):
     """A tile: processing elements (PEs) that share an output buffer."""
 
-    pes: IntPair = (2, 2)
-    intra_bandwidth_gbps: PositiveFloat = 1024
+    pes: SidePair = (2, 2)
+    intra_bandwidth_gbps: GigaPerSecond = 1024
     pooling: Pooling = Pooling()
 
 
 class Mesh(Strict):
     """The tiles of the chip and the links between them."""
 
-    size: IntPair = (64, 64)
+    size: SidePair = (64, 64)
     order: Literal["row_major", "serpentine", "shells", "diagonal"] = "shells"
-    bandwidth_gbps: PositiveFloat = 20
+    bandwidth_gbps: GigaPerSecond = 20
 
 
 class Buffer(Strict):
     """SRAM buffers: an input buffer per PE, an output buffer per tile."""
 
-    technology_nm: PositiveFloat = 90
-    bus_bits: PositiveInt = 64
-    pe_input_kb: NonNegativeFloat = 0
-    tile_output_kb: NonNegativeFloat = 0
+    technology_nm: Nanometres = 90
+    bus_bits: Count = 64
+    pe_input_kb: Kilobytes = 0
+    tile_output_kb: Kilobytes = 0
 
 
 class IndexTable(Strict):
     """The index tables (IFAT, IFRT, OFAT) of epitome layers, one SRAM a tile."""
 
-    technology_nm: PositiveFloat | None = None
-    bus_bits: PositiveInt | None = None
+    technology_nm: Nanometres | None = None
+    bus_bits: Count | None = None
 
 
 class Pipeline(Strict):

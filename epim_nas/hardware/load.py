@@ -8,7 +8,7 @@ from typing import Any
 
 from epim_nas import presets
 from epim_nas.errors import InputError
-from epim_nas.files import load_yaml
+from epim_nas.files import load_yaml, user_path
 from epim_nas.hardware.chip import Chip
 from epim_nas.hardware.components import Components
 from epim_nas.hardware.mnsim_ini import read_ini
@@ -36,7 +36,7 @@ def load_chip(
     data: Any
     if Path(name_or_path).suffix.lower() == ".ini":
         source = name_or_path
-        data = read_ini(Path(name_or_path).expanduser())
+        data = read_ini(user_path(name_or_path, field))
     else:
         path = presets.find("cost_models", name_or_path, field)
         source = str(path)

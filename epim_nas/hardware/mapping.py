@@ -136,7 +136,20 @@ def mapped_plan(layer: LayerSpec, choice: Choice, chip: Chip) -> SamplingPlan:
             f"at most {chip.crossbar.rows} rows a channel (kernel or epitome height * width)",
             "Use larger crossbars (`crossbar.rows`), or a smaller kernel or epitome.",
         )
+    channels = plan.shape.in_channels
+    row_groups = ceil(channels / (chip.crossbar.rows // rows_of_a_channel))
+    if row_groups * plan.conv_shape[1] > _MOST_FETCHED:
+        raise InputError(
+            f"layer {layer.name}",
+            f"its {plan.conv_shape[1]} input channels lie on {row_groups} crossbars along the rows",
+            f"a product of both of at most {_MOST_FETCHED}",
+            "Use larger crossbars (`crossbar.rows`), or fewer input channels.",
+        )
     return plan
+
+
+_MOST_FETCHED = 2**32
+"""Input channels times row groups, whose product is the bits of a table that is made."""
 
 
 @lru_cache(maxsize=1024)

@@ -59,6 +59,9 @@ _KEYS = {
 }
 _KNOWN = {section: tuple(keys.split()) for section, keys in _KEYS.items()}
 
+_MOST_BYTES = 2**20
+"""Largest file that is read; MNSIM's own has 8 KiB, comments included."""
+
 _ORDERS = {0: "row_major", 1: "serpentine", 2: "shells", 3: "diagonal"}
 
 
@@ -69,7 +72,7 @@ class _Ini:
         self.path = path
         parser = configparser.ConfigParser(interpolation=None, strict=True)
         try:
-            parser.read_string(read_text(path), source=str(path))
+            parser.read_string(read_text(path, _MOST_BYTES), source=str(path))
         except configparser.Error as error:
             message = str(error).replace("\n", " ")
             raise InputError(str(path), f"not a valid configuration file: {message}") from None
@@ -170,7 +173,7 @@ def read_ini(path: Path) -> dict[str, Any]:
         )
     chip = {
         "schema": "epim-nas/chip@1",
-        "name": path.stem,
+        "name": ini.path.stem,
         "crossbar": _crossbar(ini),
         "mapping": _mapping(ini),
         "interface": _interface(ini),

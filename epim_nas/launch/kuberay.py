@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from epim_nas.errors import InputError, missing_extra
-from epim_nas.files import write_text
+from epim_nas.files import dump_yaml, write_text
 from epim_nas.launch.job import Job
 from epim_nas.launch.sending import send
 from epim_nas.launch.texts import command_line
@@ -63,7 +61,7 @@ def write(job: Job) -> Path:
         )  # fmt: skip
     manifest = job.folder / "rayjob.yaml"
     documents = [_config_map(name, files), _ray_job(name, job)]
-    write_text(manifest, yaml.safe_dump_all(documents, sort_keys=False))
+    write_text(manifest, dump_yaml(*documents))
     return manifest
 
 
@@ -139,9 +137,7 @@ def _ray_job(name: str, job: Job) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "entrypoint": command,
-            "runtimeEnvYAML": yaml.safe_dump(
-                {"env_vars": {"PYTHONPATH": f"{_JOB_MOUNT}/code"}}, sort_keys=False
-            ),
+            "runtimeEnvYAML": dump_yaml({"env_vars": {"PYTHONPATH": f"{_JOB_MOUNT}/code"}}),
             # A lost head ends the job; on a new cluster the same command goes on.
             "backoffLimit": 3,
             "shutdownAfterJobFinishes": True,

@@ -16,7 +16,7 @@ from typing import Any
 from epim_nas.cluster.connection import refusal, wrong_token
 from epim_nas.cluster.executor import one_line
 from epim_nas.errors import EpimError, InputError, missing_extra
-from epim_nas.files import write_text
+from epim_nas.files import read_text, write_text
 from epim_nas.launch.job import Job
 from epim_nas.launch.texts import command_line
 from epim_nas.pipeline.folder import LAUNCH
@@ -50,7 +50,7 @@ class JobState:
 
 def write(job: Job) -> Path:
     """Write the run file beside the modules, and the command; returns the command's file."""
-    write_text(job.code / "run.yaml", job.run_file.read_text())
+    write_text(job.code / "run.yaml", read_text(job.run_file))
     script = job.code / _SCRIPT
     write_text(script, command_of(job) + "\n")
     return script

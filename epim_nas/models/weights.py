@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epim_nas.errors import InputError, nearest
-from epim_nas.files import atomic_path
+from epim_nas.files import atomic_path, user_path
 from epim_nas.stored import check_stored, store_path
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def find_weights(name_or_path: str | Path, *, field: str = "model.weights") -> P
     Raises:
         InputError: neither a shipped checkpoint nor a file.
     """
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path, field)
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:

@@ -9,6 +9,12 @@ import pydantic
 from epim_nas.schema import Strict, describe
 
 NETWORK_SCHEMA = "epim-nas/network@1"
+MOST_CHANNELS = 2**20
+"""Channels or features of a layer."""
+MOST_PIXELS = 2**16
+"""Height or width of a feature map, a kernel, a stride, ..."""
+MOST_POSITIONS = 2**24
+"""Height times width of a feature map: the pipeline is computed position by position."""
 
 
 def _to_pair(value: Any, least: int) -> tuple[int, int]:
@@ -16,14 +22,17 @@ def _to_pair(value: Any, least: int) -> tuple[int, int]:
     if not (
         isinstance(pair, (list, tuple))
         and len(pair) == 2
-        and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in pair)
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in pair)
+        and all(least <= v <= MOST_PIXELS for v in pair)
     ):
-        words = "positive integer" if least else "integer from 0"
-        raise ValueError(f"got {describe(value)}; allowed is one {words}, or [height, width]")
+        raise ValueError(
+            f"got {describe(value)}; allowed is one integer from {least} to {MOST_PIXELS}, or "
+            "[height, width]"
+        )
     return (pair[0], pair[1])
 
 
-Positive = Annotated[int, pydantic.Field(ge=1)]
+Channels = Annotated[int, pydantic.Field(ge=1, le=MOST_CHANNELS)]
 Pair = Annotated[tuple[int, int], pydantic.BeforeValidator(lambda value: _to_pair(value, 1))]
 PaddingPair = Annotated[tuple[int, int], pydantic.BeforeValidator(lambda value: _to_pair(value, 0))]
 
@@ -33,7 +42,7 @@ class NetworkFile(Strict):
 
     schema_: Literal["epim-nas/network@1"] = pydantic.Field(alias="schema")
     name: str = pydantic.Field(min_length=1)
-    input_shape: list[Positive] | None = pydantic.Field(default=None, min_length=3, max_length=3)
+    input_shape: list[Channels] | None = pydantic.Field(default=None, min_length=3, max_length=3)
     layers: list[dict[str, Any]] = pydantic.Field(min_length=1)
 
 
@@ -49,13 +58,13 @@ class ConvFile(LayerFile):
     """A convolution."""
 
     type: Literal["conv"]
-    in_channels: Positive
-    out_channels: Positive
+    in_channels: Channels
+    out_channels: Channels
     kernel: Pair
     stride: Pair = (1, 1)
     padding: PaddingPair = (0, 0)
     dilation: Pair = (1, 1)
-    groups: Positive = 1
+    groups: Channels = 1
     input_size: Pair
     output_size: Pair | None = None
 
@@ -64,7 +73,7 @@ class PoolingFile(LayerFile):
     """Maximum or average pooling."""
 
     type: Literal["pooling"]
-    channels: Positive
+    channels: Channels
     kernel: Pair
     stride: Pair
     padding: PaddingPair = (0, 0)
@@ -77,15 +86,15 @@ class FcFile(LayerFile):
     """A linear layer."""
 
     type: Literal["fc"]
-    in_features: Positive
-    out_features: Positive
+    in_features: Channels
+    out_features: Channels
 
 
 class ElementSumFile(LayerFile):
     """An element-wise join; its size is that of its inputs unless it is given."""
 
     type: Literal["element_sum"]
-    channels: Positive | None = None
+    channels: Channels | None = None
     input_size: Pair | None = None
 
 

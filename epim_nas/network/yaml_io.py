@@ -17,6 +17,7 @@ repeated on the way, and skips that comparison.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from epim_nas.files import dump_yaml, load_yaml, write_text
 from epim_nas.network._geometry import output_size
 from epim_nas.network._schema import (
     LAYER_FILES,
+    MOST_POSITIONS,
     NETWORK_SCHEMA,
     ConvFile,
     ElementSumFile,
@@ -71,6 +73,12 @@ def load_network(path: str | Path) -> Network:
                     nearest(name, known),
                 )
         spec = _spec(layer, [known[name] for name in layer.inputs], where)
+        if max(spec.positions, math.prod(spec.input_size)) > MOST_POSITIONS:
+            raise InputError(
+                f"{where}: input_size",
+                f"{list(spec.input_size)}, and {list(spec.output_size)} of the output",
+                f"at most {MOST_POSITIONS} pixels",
+            )
         known[layer.name] = (spec.out_channels, *spec.output_size)
         specs.append(spec)
     return Network(file.name, tuple(specs), shape)

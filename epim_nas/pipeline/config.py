@@ -33,9 +33,12 @@ from epim_nas.supernet.sandwich import Around
 from epim_nas.supernet.sensitivity import find_method
 from epim_nas.supernet.train_config import TrainConfig
 
-Positive = Annotated[int, pydantic.Field(ge=1)]
+# The upper limits are far above what anyone has waited for: more is a slip of digits.
+Positive = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+Few = Annotated[int, pydantic.Field(ge=1, le=10**4)]
+Batch = Annotated[int, pydantic.Field(ge=1, le=10**6)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-Rate = Annotated[float, pydantic.Field(gt=0, lt=10)]
+Rate = Annotated[float, pydantic.Field(ge=1e-9, lt=10)]
 
 
 def _objective(text: str, info: pydantic.ValidationInfo) -> str:
@@ -84,8 +87,10 @@ class HardwareConfig(Strict):
     set: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
-Most = Annotated[float | None, pydantic.Field(gt=0)]
+Most = Annotated[float | None, pydantic.Field(ge=1e-9, le=1e30)]
 """A largest value, or none."""
+Limit = Annotated[int, pydantic.Field(ge=1, le=2**53)]
+"""A largest count; a float64 holds it exactly."""
 
 
 class BudgetConfig(Strict):
@@ -103,10 +108,10 @@ class BudgetConfig(Strict):
         edp_nj_ns: energy times pipelined latency.
     """
 
-    crossbars: Positive | None = None
+    crossbars: Limit | None = None
     compression: Most = None
-    tiles: Positive | None = None
-    weight_bits: Positive | None = None
+    tiles: Limit | None = None
+    weight_bits: Limit | None = None
     area_um2: Most = None
     latency_ns: Most = None
     sequential_latency_ns: Most = None
@@ -137,14 +142,14 @@ class TrainingConfig(Strict):
         ema: decay of an average of the weights, or None.
     """
 
-    batch_size: Positive | None = None
-    accumulation: Positive = TrainConfig.accumulation
+    batch_size: Batch | None = None
+    accumulation: Batch = TrainConfig.accumulation
     weight_decay: float = pydantic.Field(default=TrainConfig.weight_decay, ge=0, lt=1)
     warmup: Fraction = 0.05
     distillation: Fraction = TrainConfig.distillation
-    temperature: float = pydantic.Field(default=TrainConfig.temperature, gt=0)
+    temperature: float = pydantic.Field(default=TrainConfig.temperature, ge=0.01, le=1000)
     label_smoothing: float = pydantic.Field(default=TrainConfig.label_smoothing, ge=0, lt=1)
-    clip_norm: float | None = pydantic.Field(default=TrainConfig.clip_norm, gt=0)
+    clip_norm: float | None = pydantic.Field(default=TrainConfig.clip_norm, ge=1e-9, le=1e9)
     ema: float | None = pydantic.Field(default=TrainConfig.ema, ge=0, lt=1)
 
     def train_config(self, steps: int, batch_size: int, lr: float = TrainConfig.lr) -> TrainConfig:
@@ -172,6 +177,18 @@ class BaselineConfig(TrainingConfig):
     steps: Positive
     lr: Rate
 
+    @pydantic.field_validator("distillation")
+    @classmethod
+    def _no_teacher(cls, distillation: float) -> float:
+        if distillation:
+            raise InputError(
+                "baseline.distillation",
+                f"got {distillation}, but the dense network is the teacher of all others",
+                "0",
+                "The groups `supernet`, `finalists` and `finetune` have a `distillation` as well.",
+            )
+        return distillation
+
 
 AutoRate = Literal["auto"] | Rate
 """A rate, or one that follows the damage (:func:`~epim_nas.supernet.damage.learning_rate_for`)."""
@@ -189,7 +206,7 @@ class QuantizationConfig(Strict):
     by_repeats: bool = Quantization.by_repeats
     learned_weight_step: bool = Quantization.learned_weight_step
     activation_range: ActivationRange = Quantization.activation_range
-    percentile: float = pydantic.Field(default=Quantization.percentile, gt=0, le=100)
+    percentile: float = pydantic.Field(default=Quantization.percentile, ge=1, le=100)
     learned_activation_step: bool = Quantization.learned_activation_step
 
     @pydantic.model_validator(mode="after")
@@ -221,7 +238,7 @@ class ProjectionConfig(Strict):
     """
 
     align: bool = True
-    outputs: Annotated[int, pydantic.Field(ge=0)] = 1000
+    outputs: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 1000
 
 
 class SensitivityConfig(Strict):
@@ -236,8 +253,8 @@ class SensitivityConfig(Strict):
 
     method: str = "output_fisher"
     images: Positive = 256
-    batch_size: Positive = 128
-    draws: Positive = 1
+    batch_size: Batch = 128
+    draws: Few = 1
 
     @pydantic.field_validator("method")
     @classmethod
@@ -258,13 +275,13 @@ class SupernetConfig(TrainingConfig):
         workers: processes that train together on Ray, each on its part of every batch.
     """
 
-    steps: Annotated[int, pydantic.Field(ge=0)] = 100
+    steps: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 100
     lr: Rate = 0.01
     distillation: Fraction = 1.0
-    random: Positive = 2
+    random: Few = 2
     around: Around = "front"
     bits_warmup: Fraction = 0.0
-    workers: Positive = 1
+    workers: Few = 1
 
 
 class SearchConfig(Strict):
@@ -286,14 +303,14 @@ class SearchConfig(Strict):
     """
 
     strategy: str = "epitome"
-    trials: Positive = 60
-    seeds: Positive = 12
+    trials: Batch = 60
+    seeds: Batch = 12
     fitness: Literal["latency_ns", "energy_nj", "edp_nj_ns"] = "latency_ns"
-    population: Annotated[int, pydantic.Field(ge=2)] = 20
+    population: Annotated[int, pydantic.Field(ge=2, le=10**5)] = 20
     repair: bool = True
     gradient_steps: Positive = 200
     gradient_lr: Rate = 0.05
-    batch_size: Positive = 500
+    batch_size: Batch = 500
     calibration_images: Positive = 1000
     validation_images: Positive | None = None
     storage: Annotated[str, pydantic.AfterValidator(check_url)] | None = None
@@ -316,9 +333,9 @@ class FinalistsConfig(TrainingConfig):
         lr: peak learning rate; ``auto`` follows the damage.
     """
 
-    count: Annotated[int, pydantic.Field(ge=0)] = 4
+    count: Annotated[int, pydantic.Field(ge=0, le=10**4)] = 4
     steps: Positive = 150
-    rungs: Positive = 3
+    rungs: Few = 3
     lr: AutoRate = "auto"
     distillation: Fraction = 0.5
 
@@ -389,6 +406,19 @@ class RunConfig(Strict):
     reuse: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _whole_parts(self) -> RunConfig:
+        for name in ("baseline", "supernet", "finalists", "finetune"):
+            group: TrainingConfig = getattr(self, name)
+            most = group.batch_size or self.data.batch_size
+            if group.accumulation > most:
+                raise InputError(
+                    f"{name}.accumulation",
+                    f"got {group.accumulation} parts of {most} images",
+                    f"1 to {most}, the images of a batch",
+                )
+        return self
 
     @pydantic.field_validator("objectives")
     @classmethod

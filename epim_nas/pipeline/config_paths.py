@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from epim_nas.files import user_path
+
 _FOLDERS = ("data.root", "reuse")
 """Keys whose values are paths."""
 _NAMES = ("model.weights", "hardware.chip", "space")
@@ -21,6 +23,9 @@ def with_absolute_paths(data: Mapping[str, Any], *bases: Path) -> dict[str, Any]
         bases: folders that relative paths may start from: the first where one exists is taken, or
             the last where none does. Data may be downloaded to there, and the same run file has
             to mean the same afterwards.
+
+    Raises:
+        InputError: a path that cannot be one.
     """
     result = dict(data)
     for key in (*_FOLDERS, *_NAMES):
@@ -33,7 +38,7 @@ def with_absolute_paths(data: Mapping[str, Any], *bases: Path) -> dict[str, Any]
             continue
         value = holder.get(last)
         if isinstance(value, str) and value and (key in _FOLDERS or _is_path(value)):
-            holder[last] = _absolute(value, bases)
+            holder[last] = _absolute(user_path(value, key), bases)
     return result
 
 
@@ -41,7 +46,6 @@ def _is_path(value: str) -> bool:
     return bool(Path(value).suffix) or "/" in value
 
 
-def _absolute(path: str, bases: tuple[Path, ...]) -> str:
-    # By `os`: where `Path` raises (an unknown user, a name too long), these find nothing.
-    places = [os.path.join(base, os.path.expanduser(path)) for base in bases]
+def _absolute(path: Path, bases: tuple[Path, ...]) -> str:
+    places = [os.path.join(base, path) for base in bases]
     return os.path.realpath(next(filter(os.path.exists, places), places[-1]))

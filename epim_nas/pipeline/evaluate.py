@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from epim_nas.data.base import SPLITS, Split
+from epim_nas.data.base import Split
 from epim_nas.epitome.convert import apply_design
 from epim_nas.epitome.design import Design, load_design
 from epim_nas.epitome.layers import EpitomeConv2d, EpitomeLinear
@@ -26,6 +26,9 @@ from epim_nas.pipeline.stages.baseline import load_baseline, load_given_weights
 from epim_nas.supernet.evaluation import recalibrate_batch_norm, resolve_device, to_device
 
 log = logging.getLogger(__name__)
+
+_MEASURED = ("validation", "test")
+"""Splits that an accuracy is measured on: training images are augmented."""
 
 
 def evaluate_design(
@@ -74,8 +77,10 @@ def check_split(split: str) -> None:
     Raises:
         InputError: it is neither ``validation`` nor ``test``.
     """
-    if split not in SPLITS:
-        raise InputError("--split", f"got `{split}`", ", ".join(SPLITS), nearest(split, SPLITS))
+    if split not in _MEASURED:
+        raise InputError(
+            "--split", f"got `{split}`", ", ".join(_MEASURED), nearest(split, _MEASURED)
+        )
 
 
 def quantized_network(run: Run, design: Design, weights: Path | None) -> nn.Module:

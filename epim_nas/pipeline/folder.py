@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from epim_nas.documents import parse_json
 from epim_nas.errors import InputError
 from epim_nas.files import dump_yaml, load_yaml, locked, make_folder, read_bytes
 from epim_nas.pipeline.config import CHANGED_RUN_FILE, RunConfig
@@ -140,7 +140,7 @@ class RunFolder:
         _check_there(path)
         content = read_bytes(path)
         try:
-            value = make(json.loads(content))
+            value = make(parse_json(content))
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(str(path), f"is damaged ({reason})", hint=_DAMAGED) from None

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from epim_nas.errors import InputError
+from epim_nas.files import user_path
 from epim_nas.pipeline.config import RunConfig
 from epim_nas.pipeline.folder import RunFolder
 from epim_nas.stored import check_stored, store_path
@@ -31,7 +32,7 @@ def take_over(config: RunConfig, folder: RunFolder) -> list[str]:
     """
     if config.reuse is None:
         return []
-    source = RunFolder(Path(config.reuse).expanduser())
+    source = RunFolder(user_path(config.reuse, "reuse"))
     if not source.config.is_file():
         raise InputError(
             "reuse", f"`{config.reuse}` is not a run folder", "the --out folder of another search"

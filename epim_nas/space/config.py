@@ -178,9 +178,9 @@ class Rule(Strict):
     layers: str | list[str] | None = None
     type: Literal["conv", "fc"] | None = None
     position: Literal["first", "last"] | None = None
-    kernel: int | None = None
+    kernel: int | None = pydantic.Field(default=None, ge=1, le=2**16)
     grouped: bool | None = None
-    max_weights: int | None = None
+    max_weights: int | None = pydantic.Field(default=None, ge=0, le=2**53)
     dense: bool | None = None
     epitome: EpitomeChoices | Literal["none"] | None = None
     generator: str | None = None

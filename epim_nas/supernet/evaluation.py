@@ -134,10 +134,13 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
+        resolved = None
+    # Others that torch knows hold no numbers (`meta`), or have not been tried.
+    if resolved is None or resolved.type not in ("cpu", "cuda", "mps"):
         known = ("auto", "cpu", "cuda", "mps")
         raise InputError(
             "device", f"got `{device}`", "auto, cpu, cuda, cuda:N or mps", nearest(device, known)
-        ) from None
+        )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(
             "device",

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from epim_nas.cli.app import run_command
 from epim_nas.data.registry import data_names
 from epim_nas.models.weights import save_weights
+from tests.hardware.reference import whole_ini
 from tests.pipeline import command
 from tests.pipeline.tiny import tiny_net, tiny_run, write_run
 
@@ -327,15 +328,12 @@ CASES: list[Case] = [
     ("ini section", lambda p: p.ini("[Crossbars]\n"), ("[Crossbars]", "unknown section")),
     ("ini words", lambda p: p.ini("[Crossbar level]\nXbar_Size = a,b\n"), ("xbar_size", "a,b")),
     ("ini without section", lambda p: p.ini("a = b"), ("chip.ini", "section")),
-    (
-        "part of an ini",
-        lambda p: p.ini("[Interface level]\nADC_Choice = 9\n"),
-        ("lacks", "[tile level]", "SimConfig.ini"),
-    ),
+    ("ini ADC", lambda p: p.ini(whole_ini(adc_choice="99")), ("adc", "99", "9")),
+    ("empty ini", lambda p: p.ini(""), ("chip.ini", "lacks", "[crossbar level]")),
     # The network YAML
     ("layer key", lambda p: p.network("kernel:", "kernal:"), ("(c1)", "kernal", "`kernel`?")),
     ("kernel", lambda p: p.network("kernel: 3", "kernel: 11"), ("(c1)", "kernel", "at most 10")),
-    ("stride", lambda p: p.network("padding: 1", "stride: 0"), ("(c1)", "stride", "positive")),
+    ("stride", lambda p: p.network("padding: 1", "stride: 0"), ("(c1)", "stride", "from 1")),
     ("input", lambda p: p.network("[c1]", "[c2]"), ("(f1)", "inputs", "`c2`", "`c1`?")),
     ("same name", lambda p: p.network("name: f1", "name: c1"), ("name", "`c1`", "twice")),
     ("type", lambda p: p.network("type: fc", "type: linear"), ("(f1)", "type", "linear")),
@@ -350,7 +348,7 @@ CASES: list[Case] = [
     ("both", lambda p: p.cost("--model", "resnet20"), ("--network", "--model", "both")),
     ("weight bits", lambda p: p.cost("--weight-bits", 0), ("--weight-bits", "`0`")),
     ("compare", lambda p: p.cost("--compare", "xbar64"), ("--compare", "xbar64", "`xbar_64`?")),
-    ("compared bits", lambda p: p.cost("--compare", "w0a9"), ("--compare w0a9", "`0`", "1 to 64")),
+    ("compared bits", lambda p: p.cost("--compare", "w0a9"), ("--compare w0a9", "`0`", "2 to 32")),
     (
         "input shape",
         lambda p: ["cost", "--model", "resnet20", "--hardware", "xbar_64", "--input-shape", "3x3"],

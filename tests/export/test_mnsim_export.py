@@ -27,7 +27,7 @@ from epim_nas.models.registry import build_model
 from epim_nas.network.spec import INPUT, LayerSpec, Network
 from epim_nas.network.trace import trace
 from tests.hardware.nets import chain, conv, residual
-from tests.hardware.reference import ini_text, load_cases, network_of
+from tests.hardware.reference import ini_text, load_cases, network_of, whole_ini
 
 CHIP = load_chip("mnsim_default")
 
@@ -511,11 +511,10 @@ def test_chips_that_mnsim_maps_in_another_way(chip: str, tmp_path: Path) -> None
     several_bits = loaded.mapping.cell_bits > 1
     assert any("one bit a cell" in note for note in found.notes) == several_bits
     # What decides the mapping comes back from MNSIM's own configuration file.
-    text = "".join(
-        f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items())
-        for section, keys in found.sim_config.items()
-    )
-    (tmp_path / "SimConfig.ini").write_text(text)
+    values = {
+        key.lower(): str(value) for keys in found.sim_config.values() for key, value in keys.items()
+    }
+    (tmp_path / "SimConfig.ini").write_text(whole_ini(**values))
     again = load_chip(str(tmp_path / "SimConfig.ini"))
     for group, names in (
         ("crossbar", ("rows", "columns", "subarray_rows")),

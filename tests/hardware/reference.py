@@ -25,6 +25,18 @@ def ini_text(case: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def whole_ini(**changes: str) -> str:
+    """MNSIM's own configuration, with the values of some keys (in small letters) replaced."""
+    default = next(case for case in load_cases() if not case["overrides"])
+    known = {key for keys in default["config"].values() for key in keys}
+    assert known >= set(changes)
+    config = {
+        section: {key: changes.get(key, value) for key, value in keys.items()}
+        for section, keys in default["config"].items()
+    }
+    return ini_text({"config": config})
+
+
 def network_of(case: dict[str, Any]) -> Network:
     table = case["layers"]
     layers: list[LayerSpec] = []

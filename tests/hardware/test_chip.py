@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +12,9 @@ from epim_nas import presets
 from epim_nas.errors import InputError
 from epim_nas.hardware import Chip, CostModel, load_chip
 from epim_nas.hardware.components import Components
+from epim_nas.schema import _models_in
 from tests.hardware.nets import chain
+from tests.hardware.reference import whole_ini
 
 PRESETS = ("epim_256", "isaac_128", "mnsim_default", "raella_512", "xbar_64")
 
@@ -138,7 +139,6 @@ def test_an_sram_that_does_not_exist():
         ("[Crossbar level]\nXbar_Size = 256", ["xbar_size", "two numbers"]),
         ("[Architecture level]\nBuffer_Choice = 2", ["buffer_choice", "1 (SRAM)"]),
         ("[Algorithm Configuration]\nNoC_enable = 1", ["noc_enable"]),
-        ("[Interface level]\nADC_Choice = -1", ["[tile level]"]),
         ("no section", ["not a valid configuration file"]),
     ],
 )
@@ -151,36 +151,46 @@ def test_wrong_mnsim_files(text, words, tmp_path):
         assert word in str(failure.value)
 
 
-def complete(**changes: str) -> str:
-    """The text of a complete file with MNSIM's defaults, but for some keys."""
-    path = Path(__file__).parent / "data" / "SimConfig.ini"
-    lines = path.read_text().splitlines()
-    for key, value in changes.items():
-        (place,) = [n for n, line in enumerate(lines) if line.split(" =")[0] == key]
-        lines[place] = f"{key} = {value}"
-    return "\n".join(lines)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"xbar_size": "128,128"}, ["does not divide"]),
+        ({"adc_choice": "-1", "adc_precision": "0"}, ["interface.adc"]),
+        ({"digital_frequency": "1e-320"}, ["digital.frequency_mhz", "1e-320", "0.001"]),
+        ({"tile_num": "10000,10000"}, ["mesh.size", "10000", "1024"]),
+        ({"xbar_size": "9" * 5000 + ",256"}, ["xbar_size", "whole numbers"]),
+    ],
+)
+def test_wrong_values_in_whole_mnsim_files(changes, words, tmp_path):
+    path = tmp_path / "c.ini"
+    path.write_text(whole_ini(**changes))
+    with pytest.raises(InputError) as failure:
+        load_chip(str(path))
+    for word in words:
+        assert word in str(failure.value)
 
 
-def test_mnsims_own_file_is_its_default_and_says_what_it_ignores(tmp_path, caplog):
+@pytest.mark.parametrize("head", ["", "\ufeff"], ids=["plain", "BOM"])
+def test_mnsims_own_file_is_its_default_and_says_what_it_ignores(head, tmp_path, caplog):
     path = tmp_path / "SimConfig.ini"
-    path.write_bytes(b"\xef\xbb\xbf" + complete(device_level="4").encode())  # with a BOM
+    path.write_text(head + whole_ini(device_level="4"), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         chip = load_chip(str(path))
     assert chip.digest == load_chip("mnsim_default").digest
-    assert "Device_Level" in caplog.text
+    assert "Device_Level (4 here)" in caplog.text
     assert "one bit a cell" in caplog.text
 
 
-KEYS = [line.split(" =")[0] for line in complete().splitlines() if " =" in line]
+KEYS = [line.split(" =")[0] for line in whole_ini().splitlines() if " =" in line]
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_missing_key_is_named_or_has_no_influence(key, tmp_path, caplog):
     path, default = tmp_path / "c.ini", load_chip("mnsim_default").digest
-    path.write_text("\n".join(x for x in complete().splitlines() if x.split(" =")[0] != key))
+    path.write_text("\n".join(x for x in whole_ini().splitlines() if x.split(" =")[0] != key))
     assert load_chip(str(path)).digest == default
     if f"] {key} = " in caplog.text:  # what is named matters
-        path.write_text(complete(**{key: "0T1R" if key == "cell_type" else "7"}))
+        path.write_text(whole_ini(**{key: "0T1R" if key == "cell_type" else "7"}))
         with suppress(InputError):
             assert load_chip(str(path)).digest != default
 
@@ -188,7 +198,7 @@ def test_a_missing_key_is_named_or_has_no_influence(key, tmp_path, caplog):
 def test_several_missing_keys_are_named(tmp_path, caplog):
     path = tmp_path / "c.ini"
     dropped = ("xbar_size", "adc_num")
-    path.write_text("\n".join(x for x in complete().splitlines() if not x.startswith(dropped)))
+    path.write_text("\n".join(x for x in whole_ini().splitlines() if not x.startswith(dropped)))
     load_chip(str(path))
     assert (
         "[crossbar level] xbar_size = 256,256, [process element level] adc_num = 128" in caplog.text
@@ -208,10 +218,53 @@ def test_a_missing_section_is_refused(text, tmp_path):
 def test_user_defined_converters_of_an_mnsim_file(tmp_path):
     path = tmp_path / "c.ini"
     path.write_text(
-        complete(
+        whole_ini(
             adc_choice="-1", adc_precision="5", adc_area="700", adc_power="0.001",
             adc_sample_rate="2",
         )
     )  # fmt: skip
     adc = Components.of(load_chip(str(path))).adc
     assert (adc.bits, adc.area_um2, adc.power_w, adc.latency_ns) == (5, 700, 0.001, 3.5)
+
+
+# Values that no chip has: the words that the message must have besides the key.
+NONSENSE = {
+    "digital.frequency_mhz=1e-320": "0.001",
+    "buffer.tile_output_kb=1e300": "1000000",
+    "buffer.pe_input_kb=-1": "0",
+    "mesh.size=[10000,10000]": "1024",
+    "tile.pes=[100000,100000]": "1024",
+    "crossbar.rows=1000000000": "65536",
+    "crossbar.resistances_ohm=[1e-300,1e300]": "1",
+    "crossbar.read_voltages_v=[0,1e200]": "100",
+    "interface.adcs_per_subarray=999999999": "65536",
+    "mapping.groups=1000000000": "65536",
+    "buffer.bus_bits=9999999999": "65536",
+    "crossbar.device_technology_nm=1e-9": "0.1",
+}
+
+
+@pytest.mark.parametrize("override", NONSENSE)
+def test_values_that_no_chip_has(override):
+    with pytest.raises(InputError) as failure:
+        load_chip("xbar_64", [override])
+    assert override.partition("=")[0] in str(failure.value)
+    assert NONSENSE[override] in failure.value.allowed
+
+
+def _numbers(model, prefix=""):
+    """Dotted keys of all numbers of a chip description."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        models = _models_in(field.annotation)
+        if models:
+            yield from (found for part in models for found in _numbers(part, f"{key}."))
+        elif any(kind in str(field.annotation) for kind in ("int", "float")):
+            yield key, "tuple" in str(field.annotation)
+
+
+@pytest.mark.parametrize(("key", "is_pair"), list(_numbers(Chip)))
+@pytest.mark.parametrize("value", ["1e300", "-1e300", ".nan", ".inf", "1" + "0" * 17])
+def test_no_number_of_a_chip_is_without_limits(key, is_pair, value):
+    with pytest.raises(InputError):
+        load_chip("xbar_64", [f"{key}=[{value}, {value}]" if is_pair else f"{key}={value}"])

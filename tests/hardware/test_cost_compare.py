@@ -12,6 +12,7 @@ from epim_nas.errors import InputError
 from epim_nas.hardware import CostModel, compression, load_chip
 from epim_nas.network import save_network
 from tests.hardware.nets import residual
+from tests.hardware.reference import whole_ini
 from tests.hardware.test_cost_command import run
 
 
@@ -90,7 +91,7 @@ def test_changes_are_made_to_every_chip_also_to_files(base, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("schema: epim-nas/chip@1\nname: mine\n")
     ini = tmp_path / "SimConfig.ini"
-    ini.write_text("[Device level]\nDevice_Level = 2\n")
+    ini.write_text(whole_ini())
     change = ("--set", "mapping.cell_bits=2")
     data = compare(*base, *change, "--compare", path, "--compare", ini)
     for cost, name in zip(data["costs"], ("xbar_64", str(path), str(ini)), strict=True):
@@ -155,7 +156,7 @@ def test_more_than_two_candidates_fit_as_well(base, designs):
         ("list.yaml", ("list.yaml", "got `[1]`")),
         ("broken.yaml", ("broken.yaml: layers.a.weight_bits", "`99`")),
         ("wrong.yaml", ("wrong.yaml", "crossbar.rows", "`0`")),
-        ("w0a9", ("--compare w0a9: weight bits", "got `0`", "from 1 to 64")),
+        ("w0a9", ("--compare w0a9: weight bits", "got `0`", "from 2 to 32")),
         ("w9a99", ("--compare w9a99: activation bits", "got `99`")),
     ],
 )

@@ -131,7 +131,7 @@ BAD = {
     "text channels": ([{**CONV, "in_channels": "3"}], "in_channels", "integer"),
     "fractional": ([{**CONV, "out_channels": 1.5}], "out_channels", "integer"),
     "three sizes": ([{**CONV, "kernel": [3, 3, 3]}], "kernel", "[height, width]"),
-    "zero stride": ([{**CONV, "stride": 0}], "stride", "positive integer"),
+    "zero stride": ([{**CONV, "stride": 0}], "stride", "from 1 to 65536"),
     "negative padding": ([{**CONV, "padding": -1}], "padding", "from 0"),
     "boolean size": ([{**CONV, "kernel": True}], "kernel", "True"),
     "unknown input": ([CONV, {**POOL, "inputs": ["c2"]}], "(p1): inputs", "Did you mean `c1`"),
