@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Of the same torch build as the pins; one install for demo, tests and development.
 EXTRAS := ray,vision,plot,onnx,postgresql,docs,dev
 
-.PHONY: help install demo test lint types unit docs dashboard clean study hardware accuracy
+.PHONY: help install demo test lint types unit torture docs dashboard clean study hardware accuracy
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ types: install  ## Types.
 unit: install  ## Tests. One torch thread per process: two test processes share the cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
+
+torture: install  ## Damaged files and what else can go wrong, by the thousand, in minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/fuzz_yaml.py --count 4000 --seed 0
 
 study: hardware accuracy  ## EPIM's claims, computed again, in half an hour; in build/study and runs/accuracy.
 

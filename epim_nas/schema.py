@@ -181,7 +181,7 @@ def _first_error(
         known = [name for parent in _models_at(model, location[:-1]) for name in _names(parent)]
         allowed = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
         return InputError(field, "unknown key", allowed, nearest(str(location[-1]), known))
-    if kind == "invalid_key":  # the path ends with the key
+    if kind == "invalid_key" or error["loc"][-1] == "[key]":  # the path ends with the key
         place = ": ".join(filter(None, (source, ".".join(map(str, location[:-1])))))
         return InputError(
             place, f"has the key {describe(got)}", "text as keys", "Put quotes around it."

@@ -174,8 +174,8 @@ class BaselineConfig(TrainingConfig):
         lr: peak learning rate of a cosine schedule.
     """
 
-    steps: Positive
-    lr: Rate
+    steps: Positive = 3000
+    lr: Rate = 0.1
 
     @pydantic.field_validator("distillation")
     @classmethod
@@ -394,7 +394,7 @@ class RunConfig(Strict):
     objectives: list[Objective] = pydantic.Field(
         default=["accuracy", "latency_ns", "energy_nj"], min_length=1
     )
-    baseline: BaselineConfig = BaselineConfig(steps=3000, lr=0.1)
+    baseline: BaselineConfig = BaselineConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     projection: ProjectionConfig = ProjectionConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()

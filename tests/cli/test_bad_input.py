@@ -30,6 +30,10 @@ layers:
   - {name: f1, type: fc, inputs: [c1], in_features: 4096, out_features: 10}
 """
 
+GROWING = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}\n" for n in range(1, 40)
+)
+
 DESIGN = """\
 schema: epim-nas/design@1
 network: small
@@ -143,6 +147,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "run"
 
 
+MODEL = ["cost", "--hardware", "xbar_64", "--model", "resnet20"]
 Case = tuple[str, Callable[[Place], list[object]], tuple[str, ...]]
 NAN = torch.full((10,), float("nan"))
 INFINITE = torch.full((10,), float("-inf"))
@@ -235,6 +240,19 @@ CASES: list[Case] = [
     ("objective twice", lambda p: p.search("objectives=[accuracy, accuracy]"), ("objectives",)),
     ("executor", lambda p: p.search("executor.kind=dask"), ("executor.kind", "dask", "`ray`")),
     ("device", lambda p: p.search("device=gpu"), ("device", "gpu", "cpu")),
+    ("device without numbers", lambda p: p.search("device=meta"), ("device", "meta", "cuda:N")),
+    (
+        "a teacher of the teacher",
+        lambda p: p.search("baseline.distillation=0.5"),
+        ("baseline.distillation", "0.5", "`supernet`"),
+    ),
+    (
+        "more parts than images",
+        lambda p: p.search("supernet.accumulation=5000"),
+        ("supernet.accumulation", "5000", "1 to "),
+    ),
+    ("a text key", lambda p: p.search("model={1: 2}"), ("model", "the key `1`", "quotes")),
+    ("aliases", lambda p: ["search", p.file("a.yaml", GROWING)], ("a.yaml", "aliases")),
     ("precision", lambda p: p.search("precision=float16"), ("precision", "bfloat16")),
     ("--set without =", lambda p: p.search("seed"), ("--set", "`seed`", "key=value")),
     ("--set through a value", lambda p: p.search("name.x=1"), ("--set", "name.x", "not a group")),
@@ -411,6 +429,11 @@ CASES: list[Case] = [
     ("artefact", lambda p: p.on_run("export", "--out", p.path, "--to", "onx"), ("--to", "onx")),
     ("export without out", lambda p: p.on_run("export"), ("--out",)),
     # One design
+    (
+        "training split",
+        lambda p: p.on_design("evaluate", "--split", "train"),
+        ("--split", "`train`", "validation, test"),
+    ),
     ("split", lambda p: p.on_design("evaluate", "--split", "tset"), ("--split", "`test`?")),
     (
         "weights of a dense network",
@@ -461,6 +484,29 @@ CASES: list[Case] = [
     ("command", lambda p: ["serach"], ("serach", "search")),
     ("argument missing", lambda p: ["search"], ("RUN",)),
     ("number", lambda p: p.cost("--weight-bits", "two"), ("--weight-bits", "integer")),
+    ("1 bit", lambda p: p.cost("--weight-bits", 1), ("--weight-bits", "`1`", "2 to 32")),
+    ("33 bits", lambda p: p.cost("--weight-bits", 33), ("--weight-bits", "`33`", "2 to 32")),
+    ("1 input bit", lambda p: p.cost("--activation-bits", 1), ("--activation-bits", "2 to 32")),
+    ("many compared bits", lambda p: p.cost("--compare", "w" + "9" * 5000 + "a9"), ("--compare",)),
+    (
+        "empty shape",
+        lambda p: [*MODEL, "--input-shape", ""],
+        ("--input-shape", "''", "leave it out"),
+    ),
+    ("huge shape", lambda p: [*MODEL, "--input-shape", "3,99999,99999"], ("--input-shape",)),
+    ("long shape", lambda p: [*MODEL, "--input-shape", "9" * 5000 + ",1,1"], ("--input-shape",)),
+    ("many classes", lambda p: [*MODEL, "--classes", 10**12], ("--classes", "1 to 1048576")),
+    ("no classes", lambda p: p.cost("--classes", 0), ("--classes", "has its own")),
+    ("empty out", lambda p: [*p.search()[:-1], ""], ("--out", "''", "leave it out")),
+    ("empty out after =", lambda p: [*p.search()[:-2], "--out="], ("--out", "''")),
+    (
+        "empty image",
+        lambda p: ["launch", write_run(p.path), "--on", "kuberay", "--image", " "],
+        ("--image", "leave it out"),
+    ),
+    ("NUL", lambda p: p.cost("--design", "a\0.yaml"), ("--design", "\\x00")),
+    ("long name", lambda p: p.cost("--design", "a" * 5000), ("aaaa ... aaaa", "too long")),
+    ("no such user", lambda p: p.search("data.root=~nobody_here/x"), ("data.root", "nobody_here")),
 ]
 
 

@@ -202,10 +202,11 @@ def run(arguments: list[str], seconds: int = SECONDS) -> tuple[str, str]:
         return f"more than {seconds} s", err.getvalue()
     except BaseException as error:
         return f"raised {type(error).__name__}: {error}", err.getvalue()
-    return _judged(code, err.getvalue()), err.getvalue()
+    return judged(code, err.getvalue()), err.getvalue()
 
 
-def _judged(code: int, stderr: str) -> str:
+def judged(code: int, stderr: str) -> str:
+    """What came of a command that ended: ``accepted``, ``refused``, or what is wrong with it."""
     messages = [line for line in stderr.splitlines() if line.startswith("epim-nas: ")]
     if "Traceback" in stderr or "This is a bug" in stderr:
         return "a bug"
