@@ -143,11 +143,9 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def repair_journal(path: Path, digest: Growing) -> None:
+def repair_journal(path: Path) -> None:
     """Make a killed writer's journal writable: cut a torn last line, remove its lock."""
     cut_torn_line(path)
-    if path.exists():
-        digest.note()  # of a line that was written just before a kill
     for lock in path.parent.glob(f"{path.name}.lock*"):
         # The run folder is locked by this process, so a journal lock is a dead driver's.
         lock.unlink(missing_ok=True)

@@ -108,13 +108,16 @@ class TrialStore:
         self._unsaved_file = path.with_name("unsaved.json")
         self._records: dict[int, TrialRecord] = {}
         self._in_flight = InFlight(path.with_name("inflight.jsonl"))
+        self._digest = Growing(path)
         self._storage, self.study = self._open(storage, study_name, read_only)
         self._study_id = patiently(
             lambda: self._storage.get_study_id_from_name(self.study.study_name), self.place
         )
         identity = {"space": space.digest, "objectives": list(self.objectives)}
-        self._check_settings(identity | dict(settings or {}), read_only)
         self._check_trials()
+        if self._journal and not read_only:
+            self._digest.note()  # of lines that were written just before a kill
+        self._check_settings(identity | dict(settings or {}), read_only)
         if not read_only:
             self._save_unsaved()
 
@@ -123,13 +126,12 @@ class TrialStore:
     ) -> tuple[BaseStorage, optuna.Study]:
         if not read_only:
             make_parents(self.path)
-        digest = Growing(self.path)
         if storage is None:
-            digest.check()
+            self._digest.check()
             if not read_only:
-                repair_journal(self.path, digest)
+                repair_journal(self.path)
         try:
-            opened = open_journal(self.path, digest) if storage is None else open_url(storage)
+            opened = open_journal(self.path, self._digest) if storage is None else open_url(storage)
             return opened, patiently(lambda: self._study_of(opened, name, read_only), self.place)
         except InputError:
             raise
@@ -151,13 +153,16 @@ class TrialStore:
             ) from None
 
     def _study_of(self, opened: BaseStorage, name: str, read_only: bool) -> optuna.Study:
-        if read_only:
+        try:
+            # Not left to `create_study`: to a journal it writes a line each time.
             return optuna.load_study(study_name=name, storage=opened)
+        except KeyError:
+            if read_only:
+                raise
         return optuna.create_study(
             study_name=name,
             storage=opened,
             directions=[DIRECTIONS[more] for more in maximised(self.objectives)],
-            load_if_exists=True,
         )
 
     def _check_settings(self, settings: dict[str, Any], read_only: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,86 @@ def test_a_torn_last_line_is_cut(tmp_path: Path, problem: SearchProblem, cut: in
     assert len(reopened.records()) >= 2
     add(reopened, problem, 7)
     assert len(open_store(tmp_path, problem).records()) == len(reopened.records())
+
+
+def lines_of(journal: Path) -> list[bytes]:
+    return journal.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("how", ["gone", "doubled", "swapped", "edited"])
+def test_lines_that_are_not_what_they_were_are_refused(
+    how: str, tmp_path: Path, problem: SearchProblem
+) -> None:
+    store = open_store(tmp_path, problem)
+    for number in range(3):
+        add(store, problem, number)
+    journal = tmp_path / "study.journal"
+    whole = lines_of(journal)
+    assert len(whole) >= 6
+    for at, line in enumerate(whole):
+        before, after = whole[:at], whole[at + 1 :]
+        changed = {
+            "gone": [*before, *after],
+            "doubled": [*before, line, line, *after],
+            "swapped": [*before, *after[:1], line, *after[1:]],
+            "edited": [*before, line.replace(b"0", b"1", 1), *after],
+        }[how]
+        if changed == whole:
+            continue
+        journal.write_bytes(b"".join(changed))
+        for read_only in (True, False):
+            with pytest.raises(InputError, match=r"study\.journal"):
+                TrialStore(journal, OBJECTIVES, problem.space, None, read_only=read_only)
+        assert lines_of(journal) == changed, "what is damaged is left as it is"
+    journal.write_bytes(b"".join(whole))
+    assert len(open_store(tmp_path, problem).records()) == 3
+
+
+def test_a_trial_that_the_search_did_not_store_is_refused(
+    tmp_path: Path, problem: SearchProblem
+) -> None:
+    add(open_store(tmp_path, problem), problem, 0)
+    study = optuna.load_study(
+        study_name=STUDY_NAME, storage=open_journal(tmp_path / "study.journal")
+    )
+    study.set_user_attr("note", "of the dashboard")
+    assert len(open_store(tmp_path, problem).records()) == 1
+    study.add_trial(optuna.trial.create_trial(values=[0.1, 1.0]))
+    with pytest.raises(InputError, match="trials that the search did not store"):
+        open_store(tmp_path, problem)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"row": [1, ', b'"row": [2, '),
+        (b'"asked": 1', b'"asked": 7'),
+        (b"search", b"se\xffrch"),
+        (b'"sha256": "', b'"sha256": "0'),
+        (b"}\n", b"\n"),
+    ],
+)
+def test_a_damaged_line_of_what_is_in_flight_is_left_out(
+    old: bytes, new: bytes, tmp_path: Path, problem: SearchProblem, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path, problem)
+    for number in (1, 2):
+        store.begin(Pending(number, (number,) * 8, "search", {"how": 0.1}))
+    file = tmp_path / "inflight.jsonl"
+    content = file.read_bytes()
+    assert content.count(old) >= 1
+    file.write_bytes(content.replace(old, new, 1))
+    with caplog.at_level(logging.WARNING):
+        assert [p.asked for p in open_store(tmp_path, problem).left_over()] == [2]
+    assert "inflight.jsonl, line 1: damaged" in caplog.text
+
+
+def test_no_file_stays_open(tmp_path: Path, problem: SearchProblem) -> None:
+    store = open_store(tmp_path, problem)
+    for number in (1, 2):
+        store.begin(Pending(number, (number,) * 8, "search"))
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in opened if path.startswith(str(tmp_path))]
 
 
 def test_a_lock_of_a_dead_writer_does_not_block(tmp_path: Path, problem: SearchProblem) -> None:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from tests.torture.commands import Command
 
 PRODUCTS = {"front.csv", "front.png", "report.html", "best.yaml", "designs", "log.txt", ".lock"}
 """Of a run folder; they are written again and never read."""
+
+TRIALS = tiny_run()["search"]["trials"]
 
 IDENTICAL, WARNED, REFUSED = "identical", "warned, identical", "refused by name"
 Arguments = list[object]
@@ -100,42 +102,73 @@ def flip(file: Path, rng: random.Random) -> str:
     return f"at byte {at}"
 
 
-def cases(work: Path, finished: Path | None = None) -> list[Case]:
+CASES: dict[str, Callable[[Path, Path], Case]] = {
+    "pareto": lambda work, finished: _pareto(work, finished),
+    "finished": lambda work, finished: _search("finished", work, finished, finished),
+    "in-supernet": lambda work, finished: _interrupted(
+        "in-supernet", work, finished, lambda f: (f / "checkpoints/supernet.state").exists()
+    ),
+    "in-trials": lambda work, finished: _interrupted(
+        "in-trials", work, finished, lambda f: commands.stored_trials(f) >= TRIALS // 2
+    ),
+    "in-finalists": lambda work, finished: _interrupted(
+        "in-finalists", work, finished, lambda f: any((f / "finalists").glob("*.start.json"))
+    ),
+    "reuse": lambda work, finished: _reuse(work, finished),
+    "in-finetuning": lambda work, finished: _finetuning(work, finished, done=False),
+    "finetuned": lambda work, finished: _finetuning(work, finished, done=True),
+}
+"""Name -> (folder for everything, finished search) -> the case."""
+
+
+def cases(
+    work: Path, names: Iterable[str] = tuple(CASES), finished: Path | None = None
+) -> list[Case]:
     """What is damaged; a finished run of :func:`~tests.pipeline.tiny.tiny_run` may be given."""
     run = write_run(work)
     if finished is None:
         finished = work / "finished"
         _done(["search", run, "--out", finished], work)
-    result = commands.result_of(finished)
-    pareto = _done(["pareto", finished, "--json"], work).stdout
+    return [CASES[name](work, finished) for name in names]
 
+
+def _pareto(work: Path, finished: Path) -> Case:
+    def pareto(folder: Path, other: Path) -> Arguments:
+        return ["pareto", folder, "--json"]
+
+    expected = _done(pareto(finished, work), work).stdout
+    return Case("pareto", finished, pareto, lambda command, folder, other: command.stdout, expected)
+
+
+def _search(name: str, work: Path, folder: Path, finished: Path) -> Case:
     def search(folder: Path, other: Path) -> Arguments:
-        return ["--quiet", "search", run, "--out", folder]
+        return ["--quiet", "search", work / "tiny.yaml", "--out", folder]
 
-    def interrupted(name: str, moment: Callable[[Path], bool]) -> Case:
-        folder = work / name
-        command = commands.start(["search", run, "--out", folder], work / "stdout")
-        command.kill_at(lambda: moment(folder))
-        return Case(name, folder, search, lambda c, f, o: commands.result_of(f), result)
+    def result(command: Command, folder: Path, other: Path) -> Any:
+        return commands.result_of(folder)
 
-    trials = tiny_run()["search"]["trials"]
-    found = [
-        Case("pareto", finished, lambda f, o: ["pareto", f, "--json"],
-             lambda c, f, o: c.stdout, pareto),
-        Case("finished", finished, search, lambda c, f, o: commands.result_of(f), result),
-        interrupted("in-supernet", lambda f: (f / "checkpoints/supernet.state").exists()),
-        interrupted("in-trials", lambda f: commands.stored_trials(f) >= trials // 2),
-        interrupted("in-finalists", lambda f: any((f / "finalists").glob("*.start.json"))),
-    ]  # fmt: skip
+    return Case(name, folder, search, result, commands.result_of(finished))
 
-    def reuse(folder: Path, other: Path) -> Arguments:
+
+def _interrupted(name: str, work: Path, finished: Path, moment: Callable[[Path], bool]) -> Case:
+    folder = work / name
+    case = _search(name, work, folder, finished)
+    commands.start(case.arguments(folder, work), work / "stdout").kill_at(lambda: moment(folder))
+    return case
+
+
+def _reuse(work: Path, finished: Path) -> Case:
+    def search(folder: Path, other: Path) -> Arguments:
+        run = work / "tiny.yaml"
         return ["--quiet", "search", run, "--out", other, "--set", f"reuse={folder}"]
 
-    found.append(Case("reuse", finished, reuse, lambda c, f, o: commands.result_of(o), result))
-    return found + [_finetuning(finished, work, done) for done in (False, True)]
+    def result(command: Command, folder: Path, other: Path) -> Any:
+        return commands.result_of(other)
+
+    return Case("reuse", finished, search, result, commands.result_of(finished))
 
 
-def _finetuning(finished: Path, work: Path, done: bool) -> Case:
+def _finetuning(work: Path, finished: Path, done: bool) -> Case:
     def tune(folder: Path, other: Path) -> Arguments:
         return [
             "--quiet", "finetune", finished / "best.yaml", "--run", finished / "run.yaml",
@@ -147,7 +180,7 @@ def _finetuning(finished: Path, work: Path, done: bool) -> Case:
         weights = weights_digest(load_file(folder / "epitomes.safetensors"))
         return [(folder / name).read_bytes() for name in ("result.json", "design.yaml")], weights
 
-    whole, folder = work / "tuned", work / "in-finetuning"
+    whole, folder = work / "tuned", work / "in-finetuning"  # the second time nothing is trained
     expected = result(_done(tune(whole, work), work), whole, work)
     if done:
         return Case("finetuned", whole, tune, result, expected)
