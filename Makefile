@@ -34,8 +34,10 @@ unit: install  ## Tests. One torch thread per process: two test processes share 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q -m "not alone"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
 
-torture: install  ## Damaged files and what else can go wrong, by the thousand, in minutes.
+torture: install  ## Damaged files, flipped bits and kills, in minutes; counts in docs/reliability.md.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/fuzz_yaml.py --count 4000 --seed 0
+	$(BIN)/python -m tests.torture.bit_flips
+	$(BIN)/python -m tests.torture.kills
 
 study: hardware accuracy  ## EPIM's claims, computed again, in half an hour; in build/study and runs/accuracy.
 
