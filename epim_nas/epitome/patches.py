@@ -1,4 +1,4 @@
-"""The pieces of a sampling plan, and where in the epitome the patches lie (DESIGN.md section 4)."""
+"""The pieces of a sampling plan, and where in the epitome the patches lie (docs/concepts.md)."""
 
 from __future__ import annotations
 

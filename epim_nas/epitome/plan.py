@@ -32,7 +32,7 @@ Order = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Patches that tile the weight of a convolution from an epitome (DESIGN.md section 4).
+    """Patches that tile the weight of a convolution from an epitome (docs/concepts.md).
 
     The weight is cut into ceil(O/Op) x ceil(I/Ip) slabs; each is one patch of the epitome. Build
     one with :meth:`build`; it is a value: equal arguments give equal plans.

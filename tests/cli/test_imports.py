@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import typer
 
+import epim_nas.solver
 from epim_nas.cli.app import app, run_command
 
+SOLVER = Path(epim_nas.solver.__file__).parent
 HEAVY = ("torch", "optuna", "ray", "matplotlib", "plotly", "torchvision", "timm", "tensorboard")
 COMMANDS = sorted(command.name or "" for command in app.registered_commands)
 
@@ -49,7 +51,7 @@ def test_reading_a_run_loads_no_compiler() -> None:
         "epim_nas.hardware",
         "epim_nas.network",
         "epim_nas.space",
-        "epim_nas.solver.knapsack",
+        *(f"epim_nas.solver.{path.stem}" for path in sorted(SOLVER.glob("[a-z]*.py"))),
     ],
 )
 def test_parts_without_gradients_load_without_torch(module: str) -> None:

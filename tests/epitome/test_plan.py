@@ -57,7 +57,7 @@ def reordered_plans(draw: st.DrawFn) -> SamplingPlan:
 
 
 def gather_element_by_element(plan: SamplingPlan) -> np.ndarray:
-    """The definition of DESIGN.md section 4, one element at a time."""
+    """The definition of docs/concepts.md, one element at a time."""
     _, _, kernel_h, kernel_w = plan.conv_shape
     _, epitome_in, height, width = plan.shape.as_tuple
     index = np.full(plan.conv_shape, -1)
