@@ -6,6 +6,8 @@ arrive.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +26,14 @@ _RESIZE_RATIO = 256 / 224
 """The usual evaluation of ImageNet networks: shorter side 256, centre 224."""
 _PREFETCH = 4
 """Batches that each worker process prepares ahead."""
+
+_DAMAGED = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError,
+    ArithmeticError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise for files that are damaged."""
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+"""Tags of a TIFF file: bits of a sample, and whether 0 is white (0) or black (1)."""
 
 Mode = Literal["L", "RGB"]
 
@@ -173,74 +183,93 @@ def _collate(items: Sequence[tuple[Tensor, int] | InputError]) -> Batch | InputE
     return torch.stack(images), torch.tensor(labels)
 
 
-def open_image(path: str, least: int | None = None) -> Any:
-    """The decoded image in a file; a JPEG may be smaller, its sides ``least`` pixels or more."""
+def read_image(path: str, mode: Mode | None = None, least: int | None = None) -> Any:
+    """The image in a file, 8 bits a channel.
+
+    Of several images in a file it is the first; transparency is ignored. Grey levels of more than
+    8 bits are scaled from the range of their format and floats from 0..1, never from the levels
+    that an image happens to have: images stay comparable.
+
+    Args:
+        path: the file.
+        mode: what it is converted to; None keeps its channels.
+        least: a JPEG may be smaller, its sides this many pixels or more.
+
+    Raises:
+        InputError: not an image, a damaged one, or pixels whose range is not known.
+    """
     library = pillow()
     try:
         image = library.open(path)
         if least is not None:
             image.draft(None, (least, least))
         image.load()
-    except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
+    except (*_DAMAGED, library.DecompressionBombError) as error:
         raise InputError(
             f"data.root: {path}", f"cannot be read as an image: {error}", hint="Remove the file."
         ) from None
-    return image
-
-
-def read_image(path: str, mode: Mode, least: int | None = None) -> Any:
-    """The decoded image in a file with 8 bits a channel, as grey or colour.
-
-    Grey levels of 16 bits are divided by 257, so that 65535 becomes 255; floating-point grey levels
-    of 0 to 1 are multiplied by 255. Transparency is dropped.
-
-    Args:
-        path: the file.
-        mode: ``L`` (grey) or ``RGB``.
-        least: see :func:`open_image`.
-
-    Raises:
-        InputError: the file is not an image, or its grey levels have no known range.
-    """
-    image = open_image(path, least)
-    kind = image.mode
-    if is_deep(image):
-        image = pillow().fromarray(_eight_bits(path, kind, np.asarray(image)))
-    # Pillow takes premultiplied colours back to plain ones in a step of its own.
-    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(kind, image.mode))
-    try:
-        return image.convert(mode)
-    except ValueError:
-        raise InputError(
-            f"data.root: {path}",
-            f"an image of Pillow's mode `{kind}` cannot be converted to `{mode}`",
-            "grey, RGB, palette, CMYK, YCbCr or HSV images, with or without transparency",
-            "Convert the file to PNG or JPEG.",
-        ) from None
-
-
-def is_deep(image: Any) -> bool:
-    """Whether an image has one channel of more than 8 bits, which Pillow would clip."""
-    return str(image.mode).split(";")[0] in ("I", "F")
+    # Pillow would warn of colours that are lost.
+    image.info.pop("transparency", None)
+    image = _eight_bits(image, path)
+    return image if mode is None else _converted(image, mode, path)
 
 
 def is_grey(image: Any) -> bool:
-    """Whether an image has grey levels only."""
-    return is_deep(image) or image.mode in ("1", "L", "LA", "La")
+    """Whether a Pillow image has no colours, with transparency or without."""
+    return bool(pillow().getmodebase(image.mode) == "L")
 
 
-def _eight_bits(path: str, kind: str, levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Grey levels of 16 bits or of 0 to 1 as uint8."""
-    most = 1.0 if kind == "F" else 65535
+def _eight_bits(image: Any, path: str) -> Any:
+    """Grey levels as 8 bits; Pillow's ``convert`` would cut them off at 255 instead."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    white = _white_level(image)
+    if white is None:
+        raise _unknown_range(path, f"{image.format} image, Pillow mode `{image.mode}`")
+    levels = np.asarray(image, dtype=np.float32)
     low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= most):  # NaN is refused as well
+    if not (low >= 0 and high <= white):  # NaN too
+        raise _unknown_range(path, f"from {low:g} to {high:g}, Pillow mode `{image.mode}`")
+    if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
+        levels = white - levels
+    return pillow().fromarray(np.rint(levels * (255 / white)).astype(np.uint8))
+
+
+def _white_level(image: Any) -> float | None:
+    """The level of white in an image of more than 8 bits, black is 0; None if nothing says it."""
+    if image.mode == "F":
+        return 1.0
+    if image.format == "FITS":
+        return None  # signed, and with a scale of its own
+    if image.mode == "I":
+        # Pillow scales any PGM to 16 bits, and its older versions read 16-bit PNG so.
+        return 65535 if image.format in ("PNG", "PPM") else None
+    bits = image.tag_v2.get(_TIFF_BITS, (16,))[0] if image.format == "TIFF" else 16
+    return 2.0**bits - 1
+
+
+def _unknown_range(path: str, found: str) -> InputError:
+    return InputError(
+        f"data.root: {path}",
+        f"its pixels have no range from black to white that is known ({found})",
+        "8 or 16 bits a channel without a sign, or floats from 0 to 1",
+        "Convert the images, or read them in a function of your own (data.name).",
+    )
+
+
+def _converted(image: Any, mode: Mode, path: str) -> Any:
+    try:
+        if image.mode == "La":  # premultiplied
+            image = image.convert("LA")
+        elif image.mode == "LAB":
+            image = image.convert("RGB")
+        return image.convert(mode)
+    except ValueError as error:
         raise InputError(
             f"data.root: {path}",
-            f"grey levels of {low} to {high} in an image of Pillow's mode `{kind}`",
-            "0 to 1 for floating-point images, 0 to 65535 for whole numbers",
-            "Scale the image, and save it with 8 or 16 bits.",
-        )
-    return np.rint(levels * (255 / most)).astype(np.uint8)
+            f"Pillow mode `{image.mode}` cannot be converted to `{mode}`: {error}",
+            hint="Convert the images to grey or RGB.",
+        ) from None
 
 
 def pillow() -> ModuleType:

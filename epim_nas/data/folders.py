@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from epim_nas.data.arrays import balanced_indices
+from epim_nas.data.listing import Listing
 from epim_nas.data.splits import split_off_validation
 from epim_nas.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 _VALIDATION_NAMES = ("validation", "val", "valid")
@@ -55,21 +57,21 @@ def find_samples(
         Split -> files, and the names of the classes in order of their index.
 
     Raises:
-        InputError: no ``train``, fewer than two classes, a class without images, or splits that
-            have other classes than ``train``.
+        InputError: no ``train``, fewer than two classes, a class without images, splits that have
+            other classes than ``train``, a link that leads nowhere or a folder that cannot be read.
     """
     if not (root / "train").is_dir():
-        found = ", ".join(f"`{path.name}`" for path in sorted(root.iterdir())[:5]) or "nothing"
+        names = Listing(root, SUFFIXES, "data.root").folders()
+        found = ", ".join(f"`{name}`" for name in names[:5]) or "no folders"
         raise InputError(
             "data.root",
             f"`{root}` has no folder `train` (found {found})",
             "a folder with `train`, `val` and `test`, each with one folder a class",
         )
-    classes = _classes(root / "train")
-    train = _samples(root / "train", classes)
+    train, classes = _read_split(root / "train")
     folders = [root / split for split in _VALIDATION_NAMES if (root / split).is_dir()]
-    validation = _samples(folders[0], classes) if folders else None
-    test = _samples(root / "test", classes) if (root / "test").is_dir() else None
+    validation = _read_split(folders[0], classes)[0] if folders else None
+    test = _read_split(root / "test", classes)[0] if (root / "test").is_dir() else None
     if validation is None and test is None:
         held_out, train = _divide(name, "train", train, 2 * validation_size, seed)
         half = balanced_indices(held_out.labels, validation_size, seed, "data.validation_size")
@@ -91,11 +93,42 @@ def _divide(
     return samples.take(chosen), samples.take(rest)
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    classes = tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    )
-    loose = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+def _read_split(
+    folder: Path, expected: tuple[str, ...] | None = None
+) -> tuple[Samples, tuple[str, ...]]:
+    """The images of a split and its classes, which have to be the expected ones."""
+    listing = Listing(folder, SUFFIXES, "data.root")
+    classes = _classes(listing)
+    if expected is not None and classes != expected:
+        differing = sorted(set(classes) ^ set(expected))
+        raise InputError(
+            "data.root",
+            f"`{folder}` and the training images have other classes: "
+            + ", ".join(f"`{name}`" for name in differing[:5]),
+            "the same class folders in every split",
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = listing.files(name)
+        if not images:
+            left_out = listing.left_out()
+            raise InputError(
+                "data.root",
+                f"`{folder / name}` has no images"
+                + (f"; left out: {left_out}" if left_out else ""),
+                "at least one image file (" + ", ".join(sorted(SUFFIXES)) + ")",
+            )
+        paths += images
+        labels += [label] * len(images)
+    if listing.left_out():
+        logger.warning("Data: left out below `%s`: %s", folder, listing.left_out())
+    return Samples(tuple(paths), np.asarray(labels, dtype=np.int64)), classes
+
+
+def _classes(listing: Listing) -> tuple[str, ...]:
+    folder, classes = listing.root, listing.folders()
+    loose = listing.loose()
     if not classes and loose:
         raise InputError(
             "data.root",
@@ -111,50 +144,3 @@ def _classes(folder: Path) -> tuple[str, ...]:
             "at least 2, one for each class",
         )
     return classes
-
-
-def _images(folder: Path) -> Iterator[str]:
-    """The image files in a folder and all folders below it; hidden ones are left out.
-
-    Links are followed, as torchvision's ``ImageFolder`` does; one that leads back to a folder
-    above it is not entered again.
-    """
-    above = {folder: {folder.resolve()}}
-    for current, folders, files in os.walk(folder, followlinks=True):
-        here = Path(current)
-        real = above.pop(here)
-        entered = []
-        for name in sorted(folders):
-            target = (here / name).resolve()
-            if not name.startswith(".") and target not in real:
-                above[here / name] = real | {target}
-                entered.append(name)
-        folders[:] = entered
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield str(here / name)
-
-
-def _samples(folder: Path, classes: tuple[str, ...]) -> Samples:
-    found = _classes(folder)
-    if found != classes:
-        differing = sorted(set(found) ^ set(classes))
-        raise InputError(
-            "data.root",
-            f"`{folder}` and the training images have other classes: "
-            + ", ".join(f"`{name}`" for name in differing[:5]),
-            "the same class folders in every split",
-        )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = sorted(_images(folder / name))
-        if not images:
-            raise InputError(
-                "data.root",
-                f"`{folder / name}` has no images",
-                "at least one image file (" + ", ".join(sorted(SUFFIXES)) + ")",
-            )
-        paths += images
-        labels += [label] * len(images)
-    return Samples(tuple(paths), np.asarray(labels, dtype=np.int64))

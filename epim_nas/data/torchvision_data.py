@@ -40,7 +40,6 @@ from epim_nas.data.decoding import (
     Mode,
     Restartable,
     is_grey,
-    open_image,
     pillow,
     read_image,
 )
@@ -244,7 +243,7 @@ def _look_at(samples: Samples) -> tuple[tuple[int, int] | None, Mode]:
     sizes, grey = set(), True
     for label in np.unique(samples.labels)[:100]:
         for index in np.flatnonzero(samples.labels == label)[:3]:
-            image = open_image(samples.paths[index])
+            image = read_image(samples.paths[index])
             sizes.add(image.size)
             grey = grey and is_grey(image)
     return (sizes.pop() if len(sizes) == 1 else None), ("L" if grey else "RGB")

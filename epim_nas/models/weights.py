@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +20,22 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
-"""Keys under which training scripts put the state dict."""
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-"""Keys under which they put averaged weights; taken where there are no others."""
+"""Keys under which training scripts put the state dict; the first of them is taken."""
 
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel, AveragedModel, torch.compile and training frameworks put before every key."""
 _AVERAGED_COUNT = "n_averaged"
 """The one key that ``torch.optim.swa_utils.AveragedModel`` puts beside those of its model."""
-_KINDS = {
+_COMPILED = "_orig_mod"
+"""What torch.compile puts before the names inside of a compiled module."""
+
+_TEXTS = {
     b"<": "a web page (HTML or XML): the download was answered by a page, not by the file",
     b"version https://git-lfs": "a pointer of Git LFS, not the file that it points to",
+    b"{": "a JSON text: the download was answered by a message, not by the file",
 }
+_BINARIES = {b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file, such as Keras writes"}
 """How files that are often taken for checkpoints begin."""
 
 _UNUSED_COUNTER = "num_batches_tracked"
@@ -44,6 +48,7 @@ _OTHER_DESIGN = (
     "Are they of another design? Take the weights that were exported or fine-tuned with this one."
 )
 
+_ALLOWED = "a safetensors file, or torch.save(model.state_dict(), ...)"
 _SHOWN = 5
 _FOLDER = Path(__file__).parent / "weights"
 
@@ -88,12 +93,14 @@ def load_weights(model: nn.Module, path: str | Path, *, field: str = "model.weig
         model: the model; keeps its device and number types.
         path: a safetensors file, or a torch checkpoint without Python objects: a state dict, or a
             dict with one under ``state_dict``, ``model_state_dict``, ``model`` or ``net``.
-            Prefixes of ``DataParallel`` and ``torch.compile`` are removed.
+            A prefix of all names (of ``DataParallel``, ``AveragedModel``, a training framework) is
+            removed, and what ``torch.compile`` adds.
         field: where the path was given, for messages.
 
     Raises:
         InputError: no such file, not a checkpoint, a checkpoint that would execute code, keys or
-            shapes that differ from the model's, or NaN or infinity in a tensor.
+            shapes that differ from the model's, or numbers that the model cannot hold
+            (:func:`load_state`).
     """
     where = f"{field} ({Path(path).name})"
     load_state(model, read_state(path, field=field), where)
@@ -108,10 +115,13 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
         where: what they are, for messages.
 
     Raises:
-        InputError: names or shapes that differ from the model's, or NaN or infinity in a tensor.
+        InputError: names or shapes that differ from the model's, numbers of another kind (integer,
+            complex, quantized) or beyond the range of the model's, NaN, infinity, or negative
+            variances.
     """
     expected = {key: value for key, value in model.state_dict().items() if hasattr(value, "shape")}
-    state = _strip_prefixes(dict(state), expected)
+    state = _unwrapped(state, expected)
+    _check_dense(state, where)
     _check_keys(state, expected, where)
     state = {
         key: _as_stored(key, value, expected[key], where) if key in expected else value
@@ -168,15 +178,22 @@ def read_state(path: str | Path, *, field: str = "model.weights") -> dict[str, t
             start = stream.read(64)
     except OSError as error:
         raise InputError(field, f"`{path}` cannot be read: {error.strerror}") from None
-    for beginning, what in _KINDS.items():
-        if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
-            allowed = "a safetensors file, or a state dict saved with torch.save"
-            raise InputError(field, f"`{file}` is {what}", allowed, "Download the file again.")
+    _check_kind(start, file, field)
     check_stored(file)
     # A safetensors file is a length of 8 bytes and a JSON object.
     if start[8:9] == b"{" and not zipfile.is_zipfile(file):
         return _read_safetensors(file, field)
     return _state_of(_read_torch(file, field), file, field)
+
+
+def _check_kind(start: bytes, file: Path, field: str) -> None:
+    """Refuse what is often taken for a checkpoint, by its first bytes."""
+    known = _BINARIES
+    if b"\0" not in start:  # a safetensors file may begin like a text, but for the zeros
+        start, known = start.removeprefix(b"\xef\xbb\xbf").lstrip(), _TEXTS
+    for beginning, what in known.items():
+        if start.startswith(beginning):
+            raise InputError(field, f"`{file}` is {what}", _ALLOWED, "Get the file again.")
 
 
 def _read_safetensors(file: Path, field: str) -> dict[str, torch.Tensor]:
@@ -198,76 +215,140 @@ def _read_torch(file: Path, field: str) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Anything that is not a pickle at all begins otherwise.
-        with open(file, "rb") as stream:
-            pickled = stream.read(1) == b"\x80" or zipfile.is_zipfile(file)
-        if pickled and "unsupported" in str(error).lower():
+        if _is_pickle(file) and "unsupported" in str(error).lower():
             raise InputError(
                 field,
                 f"`{file}` holds Python objects besides tensors; loading it would execute code",
-                "a safetensors file, or torch.save(model.state_dict(), ...)",
+                _ALLOWED,
                 "Load it where you trust it and save the state dict alone.",
             ) from None
         raise _not_a_checkpoint(file, field) from None
     except (
-        RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
-        SafetensorError,
+        RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError,
+        ArithmeticError, AssertionError, ImportError, MemoryError, struct.error, SafetensorError,
     ):  # fmt: skip
         raise _not_a_checkpoint(file, field) from None
 
 
+def _is_pickle(file: Path) -> bool:
+    """Whether a file begins with a pickle, or is a zip file with one, as torch writes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return archive.read(name)[:1] == b"\x80"
+    except (zipfile.BadZipFile, StopIteration):
+        with open(file, "rb") as stream:
+            return stream.read(1) == b"\x80"
+
+
 def _not_a_checkpoint(file: Path, field: str) -> InputError:
-    return InputError(
-        field,
-        f"`{file}` is not a checkpoint, or it is damaged",
-        "a safetensors file, or a state dict saved with torch.save",
-    )
+    names: list[str] = []
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if any(name.endswith("constants.pkl") for name in names):
+        return InputError(
+            field,
+            f"`{file}` is a TorchScript program",
+            _ALLOWED,
+            "Load it where you trust it (torch.jit.load) and save its state dict.",
+        )
+    if any(name.endswith(".npy") for name in names):
+        return InputError(field, f"`{file}` is a NumPy archive", _ALLOWED)
+    return InputError(field, f"`{file}` is not a checkpoint, or it is damaged", _ALLOWED)
 
 
 def _state_of(data: Any, file: Path, field: str) -> dict[str, torch.Tensor]:
     """The state dict in what a checkpoint holds."""
-    import torch
-
-    if isinstance(data, Mapping):
-        nested = [key for key in (*_NESTED, *_AVERAGED) if isinstance(data.get(key), Mapping)]
-        if nested:
-            if len(nested) > 1:
-                log.info(
-                    "%s: the weights under `%s` are taken, not those under %s",
-                    file.name, nested[0], ", ".join(f"`{key}`" for key in nested[1:]),
-                )  # fmt: skip
-            return _state_of(data[nested[0]], file, field)
-        if data and all(
-            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in data.items()
-        ):
-            return dict(data)
-    found = (
-        "the keys " + ", ".join(f"`{key}`" for key in list(data)[:_SHOWN])
-        if isinstance(data, Mapping)
-        else f"a {type(data).__name__}"
-    )
+    if _is_state(data):
+        return dict(data)
+    entries = dict(data) if isinstance(data, Mapping) else {}
+    usual = [key for key in _NESTED if key in entries]
+    states = {
+        key: state
+        for key in (*usual, *(key for key in entries if key not in usual))
+        if (state := _inner_state(entries[key])) is not None
+    }
+    found = list(states)
+    if found and (found[0] in _NESTED or len(found) == 1):
+        first, others = found[0], ", ".join(f"`{key}`" for key in found[1:])
+        if others or first not in _NESTED:
+            logger.info(
+                "%s: the weights under `%s` are taken%s",
+                file.name, first, f", not those under {others}" * bool(others),
+            )  # fmt: skip
+        return states[first]
+    keys = found or list(entries)
     raise InputError(
         field,
-        f"`{file}` holds no state dict but {found}",
-        "parameter names with their tensors, at the top or under "
+        f"`{file}` holds {'several state dicts' if found else 'no state dict but '}"
+        + (" under " if found else "the keys " if entries else f"a {type(data).__name__}")
+        + ", ".join(f"`{key}`" for key in keys[:_SHOWN]),
+        "parameter names with their tensors and nothing else, at the top or under "
         + ", ".join(f"`{key}`" for key in _NESTED),
+        "Save the weights to be used alone." if found else "",
     )
 
 
-def _strip_prefixes(
-    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+def _inner_state(data: Any, levels: int = 3) -> dict[str, torch.Tensor] | None:
+    """A state dict, or the first one under the usual keys of so many levels."""
+    if _is_state(data):
+        return dict(data)
+    if not isinstance(data, Mapping) or levels == 0:
+        return None
+    inner = (_inner_state(data.get(key), levels - 1) for key in _NESTED)
+    return next((state for state in inner if state is not None), None)
+
+
+def _is_state(data: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(data, Mapping)
+        and bool(data)
+        and all(
+            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in data.items()
+        )
+    )
+
+
+def _unwrapped(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            # A model may really have a part of that name.
-            own = any(key.startswith(prefix) for key in expected)
-            found = [key for key in state if key.startswith(prefix)]
-            if found and not own and {*state} - {*found} <= {_AVERAGED_COUNT}:
-                state = {key.removeprefix(prefix): state[key] for key in found}
-                stripped = True
-    return state
+    """The state without what wrappers of a model add to its names, and without their own keys."""
+    if not any(_COMPILED in key.split(".") for key in expected):
+        plain = {
+            ".".join(part for part in key.split(".") if part != _COMPILED): value
+            for key, value in state.items()
+        }
+        if len(plain) == len(state):
+            state = plain
+    prefix = _prefix(state, expected)
+    inner = {key.removeprefix(prefix): value for key, value in state.items() if
+             key.startswith(prefix)}  # fmt: skip
+    others = {key.rpartition(".")[2] for key in state if not key.startswith(prefix)}
+    return inner if others <= {_AVERAGED_COUNT} else dict(state)
+
+
+def _prefix(state: Iterable[str], expected: Container[str]) -> str:
+    """What most names of the model have before them in the state; usually nothing."""
+    counts: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in expected:
+                counts[key[: len(".".join(parts[:start])) + (start > 0)]] += 1
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def _check_dense(state: Mapping[str, torch.Tensor], where: str) -> None:
+    import torch
+
+    for key, value in state.items():
+        if value.is_meta:
+            raise InputError(where, f"`{key}` has a shape but no numbers (device `meta`)")
+        if value.is_nested or value.layout != torch.strided:
+            layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise InputError(where, f"`{key}` is a tensor of the layout {layout}", "dense tensors")
 
 
 def _check_keys(
@@ -308,14 +389,17 @@ def _advice(
     if any(key.endswith(_EPITOME) for key in {*different, *(set(state) ^ set(expected))}):
         return _OTHER_DESIGN
     if other_names:
-        for prefix in _PREFIXES:
-            inner = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
-            others = [key for key in state if not key.startswith(prefix)]
-            if others and inner & {*expected} and not inner - {*expected}:
-                return (
-                    f"The model's tensors are those whose names begin with `{prefix}`: save them "
-                    f"alone, without the {len(others)} others (`{others[0]}`, ...)."
-                )
+        prefix = _prefix(state, expected)
+        own = {prefix + key for key in expected}
+        others = [key for key in state if key not in own]
+        tops = {prefix + key.partition(".")[0] + "." for key in expected}
+        whole = all(prefix + key in state or _is_optional(key, expected) for key in expected)
+        if whole and not any(key.startswith(tuple(tops)) for key in others):
+            return (
+                "All tensors of the model are there"
+                + (f"; their names begin with `{prefix}`" if prefix else "")
+                + f": save them alone, without the {len(others)} others (`{others[0]}`, ...)."
+            )
         return "Is it a checkpoint of this model, with the same depth and arguments?"
     first = next((key for key in expected if expected[key].ndim == 4), "")
     theirs, mine = (tuple(tensors[first].shape) if first else () for tensors in (state, expected))

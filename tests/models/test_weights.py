@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
+import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
 from epim_nas import EpitomeConv2d, EpitomeShape
 from epim_nas.errors import InputError
 from epim_nas.models import build_model, find_weights, load_weights, save_weights, weight_names
+from epim_nas.models.weights import load_state
 
 
 def net(classes: int = 3) -> nn.Sequential:
@@ -175,6 +181,16 @@ def test_files_that_are_no_checkpoints(tmp_path, trained):
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
     (tmp_path / "page.safetensors").write_text("\ufeff\n<html></html>")
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 44780000")
+    (tmp_path / "json.pt").write_text('{"message": "Bad credentials"}')
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    np.savez(tmp_path / "arrays.npz", weight=np.zeros(3))
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "program.pt")
+    for name, inner, content in (("other.zip", "a/b.txt", "x"),
+                                 ("page_inside.pt", "archive/data.pkl", "<html>")):  # fmt: skip
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inner, content)
+            archive.writestr("archive/version", "3")
+            archive.writestr("archive/byteorder", "little")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "other.pt")
@@ -188,6 +204,12 @@ def test_files_that_are_no_checkpoints(tmp_path, trained):
         ("page.pt", "a web page (HTML or XML)"),
         ("page.safetensors", "a web page"),
         ("lfs.pth", "a pointer of Git LFS"),
+        ("json.pt", "a JSON text"),
+        ("array.npy", "a NumPy array"),
+        ("arrays.npz", "a NumPy archive"),
+        ("program.pt", "a TorchScript program"),
+        ("other.zip", "not a checkpoint"),
+        ("page_inside.pt", "not a checkpoint"),
         ("none.pt", "no such file"),
         (".", "is a folder"),
     ):
@@ -247,34 +269,129 @@ def test_the_hint_names_the_likely_cause(tmp_path, channels, classes, hint):
     assert hint in caught.value.hint
 
 
-def test_averaged_models_are_read(tmp_path, trained):
-    torch.save(torch.optim.swa_utils.AveragedModel(trained).state_dict(), tmp_path / "swa.pt")
+@pytest.mark.parametrize("outer", ["", "model.", "module.", "net.backbone."])
+def test_averaged_models_are_read(tmp_path, trained, outer):
+    state = torch.optim.swa_utils.AveragedModel(trained).state_dict()
+    torch.save({outer + key: value for key, value in state.items()}, tmp_path / "swa.pt")
     other = net()
     load_weights(other, tmp_path / "swa.pt")
     assert equal(trained, other)
 
 
-def test_of_plain_and_averaged_weights_the_plain_ones_are_taken(tmp_path, trained, caplog):
-    averaged = {key: value * 0 for key, value in trained.state_dict().items()}
-    torch.save({"state_dict_ema": averaged, "state_dict": trained.state_dict()}, tmp_path / "w.pt")
+@pytest.mark.parametrize(
+    ("plain", "averaged"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model_state_dict", "ema"),
+        ("net", "averaged network"),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_plain_and_averaged_weights_the_plain_ones_are_taken(
+    tmp_path, trained, caplog, plain, averaged, order
+):
+    means = torch.optim.swa_utils.AveragedModel(net()).state_dict()
+    entries = {plain: trained.state_dict(), averaged: means, "epoch": 3}
+    torch.save(dict(list(entries.items())[::order]), tmp_path / "w.pt")
     other = net()
     with caplog.at_level("INFO", logger="epim_nas"):
         load_weights(other, tmp_path / "w.pt")
     assert equal(trained, other)
-    assert "under `state_dict` are taken, not those under `state_dict_ema`" in caplog.text
-    torch.save({"state_dict_ema": trained.state_dict()}, tmp_path / "ema.pt")
+    assert f"w.pt: the weights under `{plain}` are taken, not those under `{averaged}`" in (
+        caplog.text
+    )
+
+
+def test_weights_under_an_unusual_key_are_taken_if_there_are_no_others(tmp_path, trained, caplog):
     other = net()
-    load_weights(other, tmp_path / "ema.pt")
+    optimizer = torch.optim.SGD(trained.parameters(), momentum=0.9).state_dict()
+    entries = {"model": {"name": "resnet"}, "state_dict_ema": trained.state_dict()}
+    torch.save({**entries, "optimizer": optimizer, "epoch": 2}, tmp_path / "ema.pt")
+    with caplog.at_level("INFO", logger="epim_nas"):
+        load_weights(other, tmp_path / "ema.pt")
     assert equal(trained, other)
+    assert "the weights under `state_dict_ema` are taken" in caplog.text
+    torch.save({"student": net().state_dict(), "teacher": net().state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(InputError, match="several state dicts under `student`, `teacher`"):
+        load_weights(net(), tmp_path / "two.pt")
 
 
-def test_a_model_among_other_tensors_is_recognised(tmp_path, trained):
-    state = {f"model.{key}": value for key, value in trained.state_dict().items()}
+def test_what_is_said_of_plain_checkpoints_is_nothing(tmp_path, trained, caplog):
+    torch.save({"state_dict": trained.state_dict(), "epoch": 3}, tmp_path / "w.pt")
+    with caplog.at_level("INFO", logger="epim_nas"):
+        load_weights(net(), tmp_path / "w.pt")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "encoder."])
+def test_a_model_among_other_tensors_is_recognised(tmp_path, trained, prefix):
+    state = {prefix + key: value for key, value in trained.state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}}, tmp_path / "w.ckpt")
     with pytest.raises(InputError) as caught:
         load_weights(net(), tmp_path / "w.ckpt")
-    assert "names begin with `model.`" in caught.value.hint
+    assert "All tensors of the model are there" in caught.value.hint
+    assert ("begin with" in caught.value.hint) == bool(prefix)
+    assert f"`{prefix}`" in caught.value.hint or not prefix
     assert "1 others (`criterion.weight`" in caught.value.hint
+
+
+PARTS = st.lists(st.sampled_from(["module", "model", "net", "0", "_orig_mod"]), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    own=PARTS.filter(lambda parts: "_orig_mod" not in parts), wrappers=PARTS, inside=st.booleans()
+)
+def test_wrappers_are_removed_whatever_the_modules_are_called(own, wrappers, inside):
+    """Names of a model's own modules are kept, those of wrappers and of compiled parts are not."""
+
+    def model() -> nn.Module:
+        inner: nn.Module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2))
+        for part in reversed(own):
+            outer = nn.Module()
+            outer.add_module(part, inner)
+            inner = outer
+        return inner
+
+    source, target = model(), model()
+    prefix = "".join(f"{part}." for part in wrappers)
+    state = {prefix + key: torch.rand_like(value.float()).to(value.dtype)
+             for key, value in source.state_dict().items()}  # fmt: skip
+    if inside:
+        state = {key.replace(".weight", "._orig_mod.weight"): value for key, value in state.items()}
+    load_state(target, state, "here")
+    for (key, value), given_value in zip(target.state_dict().items(), state.values(), strict=True):
+        assert torch.equal(value, given_value), key
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.eye(4).to_sparse(), "layout sparse_coo"),
+        (torch.eye(4).to_sparse_csr(), "layout sparse_csr"),
+        (torch.ones(4, device="meta"), "no numbers"),
+        (torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "of the type qint8"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "layout nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_numbers_are_refused(tmp_path, trained, value, said):
+    torch.save(changed(trained.state_dict(), **{"1_bias": value}), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=rf"`1\.bias`.*{said}"):
+        load_weights(net(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_what_counts_is_the_number_that_is_stored(tmp_path, trained, half):
+    """A model of fewer bits cannot hold all that a checkpoint of more bits has."""
+    beyond = torch.full((3,), 1e39, dtype=torch.float64)
+    save_weights(changed(trained.state_dict(), **{"2_bias": beyond}), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=f"beyond the range of {str(half)[6:]}"):
+        load_weights(net().to(half), tmp_path / "w.safetensors")
+    fits = net().double()
+    load_weights(fits, tmp_path / "w.safetensors")
+    assert torch.equal(fits[2].bias, beyond)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
@@ -337,3 +454,50 @@ def test_the_design_s_own_weights_are_taken_with_their_orders(tmp_path):
     model = epitomes(4, 2, 3, 3)
     load_weights(model, tmp_path / "w.safetensors")
     assert model.conv.plan.out_order == (7, 6, 5, 4, 3, 2, 1, 0)
+
+
+def test_a_safetensors_file_may_begin_like_a_text(tmp_path, trained):
+    """Its first bytes are a length: 15392 is a space and a `<`."""
+    save_weights(trained, tmp_path / "w.safetensors", {"note": ""})
+    content = (tmp_path / "w.safetensors").read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + length].ljust(0x3C20)
+    (tmp_path / "w.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + content[8 + length :]
+    )
+    other = net()
+    load_weights(other, tmp_path / "w.safetensors")
+    assert equal(trained, other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_checkpoints_are_refused_or_hold_sound_numbers(tmp_path_factory, data):
+    """Flipped and cut files of every format: one message, or a model that is loaded as a whole."""
+    path = tmp_path_factory.mktemp("damaged") / "w.pt"
+    torch.manual_seed(0)
+    kind = data.draw(st.sampled_from(["safetensors", "zip", "legacy", "pickle"]))
+    if kind == "safetensors":
+        save_weights(net(), path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"a": 1}, data.draw(st.integers(0, 5))))
+    else:
+        torch.save(net().state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        # Most of what can break lies at both ends of a file.
+        place = data.draw(st.integers(0, min(400, len(content) - 1)))
+        content[place * data.draw(st.sampled_from([1, -1]))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(content)] * 3 + [len(content) // 2, 9, 1]))
+    path.write_bytes(content[:cut])
+    model = net()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        load_weights(model, path)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    else:
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+        assert (model[1].running_var >= 0).all()
