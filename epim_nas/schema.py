@@ -170,7 +170,8 @@ def _first_error(
 ) -> InputError:
     errors = [(_location(error, data), error) for error in failure.errors()]
     # An unknown key is usually the cause of a missing one: show it first.
-    first = next((e for e in errors if e[1]["type"] == "extra_forbidden"), errors[0])
+    unknown = ("extra_forbidden", "invalid_key")
+    first = next((e for e in errors if e[1]["type"] in unknown), errors[0])
     # Of the members of a union, the one that got furthest is the one that was meant.
     below = [e for e in errors if e[0][: len(first[0])] == first[0]]
     location, error = max(below, key=lambda e: len(e[0]))
@@ -181,7 +182,7 @@ def _first_error(
         known = [name for parent in _models_at(model, location[:-1]) for name in _names(parent)]
         allowed = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
         return InputError(field, "unknown key", allowed, nearest(str(location[-1]), known))
-    if kind == "invalid_key" or error["loc"][-1] == "[key]":  # the path ends with the key
+    if kind == "invalid_key" or error["loc"][-1:] == ("[key]",):  # the path ends with the key
         place = ": ".join(filter(None, (source, ".".join(map(str, location[:-1])))))
         return InputError(
             place, f"has the key {describe(got)}", "text as keys", "Put quotes around it."

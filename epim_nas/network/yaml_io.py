@@ -116,7 +116,7 @@ def _validate_layers(raw: list[dict[str, Any]], source: str) -> list[LayerFile]:
     for index, item in enumerate(raw):
         where = _where(source, index, item.get("name"))
         kind = item.get("type")
-        if kind not in LAYER_FILES:
+        if not isinstance(kind, str) or kind not in LAYER_FILES:
             raise InputError(
                 f"{where}: type",
                 "is missing" if kind is None else f"got {describe(kind)}",
