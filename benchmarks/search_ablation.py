@@ -48,12 +48,12 @@ from torch import nn
 
 from epim_nas.data.base import Batch, Data
 from epim_nas.models.resnet_cifar import CifarResNet
-from epim_nas.pipeline.progress import Reporter
 from epim_nas.pipeline.stages.supernet import train_supernet
 from epim_nas.solver.design_costs import Costs
 from epim_nas.solver.exact import totals
 from epim_nas.solver.exact_front import _judged, exact_seeds
-from epim_nas.solver.formulation import formulate
+from epim_nas.solver.feasible import FeasibleSolver
+from epim_nas.solver.formulation import formulate, limits_of
 from epim_nas.solver.metrics import maximised, metric_of
 from epim_nas.solver.pareto import box_volume, non_dominated
 from epim_nas.solver.problem import SearchProblem
@@ -92,9 +92,9 @@ class Local(FeasibleSampler):
         """A child of the front; uniform where there is none yet."""
         front = self._history.front
         if not front:
-            return random_row(self._problem, rng), "random"
+            return random_row(self._problem.space, rng), "random"
         parent = front[int(rng.integers(len(front)))]
-        return mutate(parent, self._problem, rng, int(rng.integers(1, 4))), "local move"
+        return mutate(parent, self._problem.space, rng, int(rng.integers(1, 4))), "local move"
 
 
 class SolveAgain(EpitomeSampler):
@@ -106,11 +106,11 @@ class SolveAgain(EpitomeSampler):
         """An exact solution; a local move where no layer can be so fast."""
         front = self._history.front
         if not front:
-            return random_row(self._problem, rng), "random"
+            return random_row(self._problem.space, rng), "random"
         self._correct()
         row = self._solved(front, self._sensitivity.drawn(rng), rng)
         if row is None:
-            row = tuple(mutate(front[int(rng.integers(len(front)))], self._problem, rng, 1))
+            row = tuple(mutate(front[int(rng.integers(len(front)))], self._problem.space, rng, 1))
         return row, "solved again"
 
 
@@ -125,16 +125,21 @@ class Refitted(EpitomeSampler):
         """The first row of the front that was not proposed."""
         front = self._history.front
         if not front:
-            return random_row(self._problem, rng), "random"
+            return random_row(self._problem.space, rng), "random"
         self._correct()
         if self._queue[0] != self._fitted:
             problem = replace(self._problem, sensitivity=self._sensitivity.scores)
             count = len(self._history.proposed) + _REFIT_EVERY
-            self._queue = self._fitted, [seed.row for seed in exact_seeds(problem, count)]
+            self._queue = (
+                self._fitted,
+                [seed.row for seed in exact_seeds(FeasibleSolver(problem), count)],
+            )
         for row in self._queue[1]:
             if row not in self._history.proposed:
                 return row, "front of corrected scores"
-        return mutate(front[int(rng.integers(len(front)))], self._problem, rng, 1), "local move"
+        return mutate(
+            front[int(rng.integers(len(front)))], self._problem.space, rng, 1
+        ), "local move"
 
 
 class NoCurves(EpitomeSampler):
@@ -146,7 +151,7 @@ class NoCurves(EpitomeSampler):
         """As in the default; a local move where there is none, so that the pool is never empty."""
         parent = front[int(rng.integers(len(front)))]
         row = super()._solved(front, drawn, rng)
-        return row or self._problem.repair(mutate(parent, self._problem, rng, 1))
+        return row or self._solver.repair(mutate(parent, self._problem.space, rng, 1))
 
     def _most_promising(
         self, rows: Sequence[Row], drawn: Sequence[FloatArray], rng: np.random.Generator
@@ -190,9 +195,9 @@ class AnyOfPool(EpitomeSampler):
         return int(rng.integers(len(rows)))
 
 
-def _evolution(problem: SearchProblem, seed: int) -> EvolutionSampler:
-    costs = [metric_of(o) for o in problem.objectives if metric_of(o) != "accuracy"]
-    return EvolutionSampler(problem, seed, costs[0] if costs else "sensitivity", 12, 4)
+def _evolution(solver: FeasibleSolver, seed: int) -> EvolutionSampler:
+    costs = [metric_of(o) for o in solver.problem.objectives if metric_of(o) != "accuracy"]
+    return EvolutionSampler(solver, seed, costs[0] if costs else "sensitivity", 12, 4)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ class Arm:
         ranked: whether the front is that of the expected rank rather than of the accuracy.
     """
 
-    sampler: Callable[[SearchProblem, int], FeasibleSampler] = EpitomeSampler
+    sampler: Callable[[FeasibleSolver, int], FeasibleSampler] = EpitomeSampler
     first: float | None = None
     standins: bool = True
     corrected: bool = True
@@ -274,10 +279,11 @@ def run(
     wanted = SEEDS_FIRST if arm.first is None else round(arm.first * count)
     spent, trials = 0.0, []
     started = time.perf_counter()
-    rows = [found.row for found in exact_seeds(problem, wanted)] if wanted else []
+    solver = FeasibleSolver(problem)
+    rows = [found.row for found in exact_seeds(solver, wanted)] if wanted else []
     study = optuna.create_study(
         directions=["maximize" if more else "minimize" for more in maximised(problem.objectives)],
-        sampler=arm.sampler(problem, seed),
+        sampler=arm.sampler(solver, seed),
     )
     for row in rows:
         study.enqueue_trial(params_of(row, problem))
@@ -385,9 +391,10 @@ class Subject:
 
     def problem(self, objectives: tuple[str, ...]) -> SearchProblem:
         """The search problem with the sensitivity of the trained network."""
-        config = self.lab.setup.config.model_copy(update={"objectives": list(objectives)})
-        setup = replace(self.lab.setup, config=config)
-        problem = formulate(setup, self.lab.space, Costs.of(setup, self.lab.space))
+        run = self.lab.setup
+        limits = limits_of(run.config.budget.model_dump(exclude_none=True), run.dense_crossbars)
+        costs = Costs.of(run.cost, self.lab.space)
+        problem = formulate(costs, limits, objectives, run.config.seed)
         if problem.find_standins is not None:
             problem = replace(problem, find_standins=cache(problem.find_standins))
         return replace(problem, sensitivity=self.lab.sensitivity)
@@ -397,9 +404,9 @@ class Subject:
         """The supernet, trained as a search trains it."""
         lab = self.lab
         problem = self.problem(("accuracy", *COSTS))
-        rows = [seed.row for seed in exact_seeds(problem, SEEDS_FIRST)]
-        args = (lab.setup, lab.supernet, lab.setup.model, problem, rows, lab.folder, Reporter())
-        train_supernet(*args)
+        solver = FeasibleSolver(problem)
+        rows = [seed.row for seed in exact_seeds(solver, SEEDS_FIRST)]
+        train_supernet(lab.setup, lab.supernet, lab.setup.model, solver, rows)
         return lab.supernet
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from epim_nas.solver.exact import total
 from epim_nas.study import epitome_sampler
-from tests.study.conftest import make_problem
+from tests.solver.problems import make_problem
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
