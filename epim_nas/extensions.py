@@ -131,7 +131,8 @@ def register_strategy(
 
     Args:
         name: its name.
-        make: ``make(problem, seed, options)`` gives an Optuna sampler.
+        make: ``make(solver, seed, options)`` gives an Optuna sampler; ``solver`` is the
+            :class:`~epim_nas.solver.feasible.FeasibleSolver` of the search's problem.
         summary: one line for people.
         first: ``exact`` to score the exact seeds first.
         proposes: whether anything is proposed after those.
