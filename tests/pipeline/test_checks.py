@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from epim_nas import InputError
 from epim_nas.cli.app import run_command
@@ -116,3 +117,22 @@ def test_what_is_trained_or_not_used_is_not_checked(finished: Path) -> None:
     check("supernet.steps=0")
     with pytest.raises(InputError, match=r"supernet\.workers"):
         check("supernet.steps=31")
+
+
+def flat_norm(in_channels: int, num_classes: int) -> nn.Module:
+    """A network with a batch norm of one value a channel."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.BatchNorm1d(8), nn.Linear(8, num_classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "overrides", [["data.batch_size=1"], ["supernet.batch_size=8", "supernet.accumulation=8"]]
+)
+def test_one_image_at_a_time_does_not_train_a_flat_batch_norm(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = 'model={name: "tests.pipeline.test_checks:flat_norm"}'
+    message = refused(tmp_path, capsys, model, *overrides)
+    assert f"{overrides[0].partition('.')[0]}.batch_size: gives batches of one image" in message
