@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from epim_nas.errors import InputError
 from epim_nas.pipeline.config import RunConfig, load_run_config
 from tests.pipeline.tiny import tiny_net, write_run
 
@@ -72,11 +73,13 @@ def test_a_group_that_is_typed(base: Path) -> None:
 
 
 def test_names_stay_names(base: Path) -> None:
-    given = ["hardware.chip=xbar_64", "space=narrow", "model.weights=pretrained", "data.root=~x/y"]
-    config, _ = load_run_config(str(write_run(base / "file")), given)
+    given = ["hardware.chip=xbar_64", "space=narrow", "model.weights=pretrained"]
+    run = str(write_run(base / "file"))
+    config, _ = load_run_config(run, given)
     assert (config.hardware.chip, config.space) == ("xbar_64", "narrow")
     assert config.model.weights == "pretrained"
-    assert config.data.root == str(base / "here" / "~x/y"), "there is no user `x`"
+    with pytest.raises(InputError, match=r"data\.root: `~x/y`: no user `x`"):
+        load_run_config(run, ["data.root=~x/y"])
 
 
 def test_what_is_downloaded_meanwhile_changes_no_path(base: Path) -> None:
