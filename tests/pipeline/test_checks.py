@@ -36,12 +36,12 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["baseline.accumulation=33"], ["baseline.accumulation", "33", "1 to batch_size (32)"]),
-        (["supernet.accumulation=33"], ["supernet.accumulation", "33", "1 to batch_size (32)"]),
-        (["finalists.accumulation=33"], ["finalists.accumulation", "33", "1 to batch_size (32)"]),
+        (["baseline.accumulation=33"], ["baseline.accumulation", "33", "1 to 32"]),
+        (["supernet.accumulation=33"], ["supernet.accumulation", "33", "1 to 32"]),
+        (["finalists.accumulation=33"], ["finalists.accumulation", "33", "1 to 32"]),
         (
             ["finalists.batch_size=8", "finalists.accumulation=9"],
-            ["finalists.accumulation", "9", "1 to batch_size (8)"],
+            ["finalists.accumulation", "9", "1 to 8"],
         ),
         (["baseline.batch_size=501"], ["baseline.batch_size", "501", "1 to 500"]),
         (["supernet.batch_size=501"], ["supernet.batch_size", "501", "1 to 500"]),
@@ -59,7 +59,7 @@ def test_batches_that_cannot_be_made(
     overrides: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(tmp_path, capsys, *overrides)
-    assert message.startswith(f"epim-nas: {words[0]}:")
+    assert f": {words[0]}: " in message
     for word in words:
         assert word in message
 

@@ -53,10 +53,10 @@ def test_a_folder_of_other_dense_weights_is_refused(
     again = shutil.copytree(finished, tmp_path / "run")
     weights = again / "checkpoints" / "baseline.safetensors"
     state = read_state(weights)
-    save_weights(state, weights, metadata={"run": "another"})
+    save_weights(state, weights, metadata={"run": "another"}, stored=True)
     tune(again, tuned)  # the same weights in another file
     state["fc.bias"][0] += 0.1
-    save_weights(state, weights)
+    save_weights(state, weights, stored=True)
     shown = r"stored sha256 [0-9a-f]{12}\.\.\., asked sha256 [0-9a-f]{12}\.\.\."
     with pytest.raises(InputError, match=rf"other settings \(`dense_weights`: {shown}\)"):
         tune(again, tuned)
