@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,8 +69,8 @@ def test_a_run_folder_that_is_moved_away_is_not_made_again(
 ) -> None:
     load = driver.load_result
 
-    def load_and_move(folder: driver.RunFolder) -> object:
-        result = load(folder)
+    def load_and_move(folder: driver.RunFolder, *opened: Any) -> object:
+        result = load(folder, *opened)
         folder.path.rename(folder.path.with_name("moved"))
         return result
 
@@ -116,7 +117,7 @@ def test_a_report_replaces_files_alone(
 def test_a_journal_that_may_not_be_read_is_named(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, digest: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(store, "open_journal", refuse)  # tests may run as root
