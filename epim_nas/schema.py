@@ -23,7 +23,12 @@ class Strict(pydantic.BaseModel):
     """A pydantic model that is immutable and refuses unknown keys and silent conversions."""
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
     )
 
 

@@ -17,7 +17,6 @@ from epim_nas.errors import InputError
 from epim_nas.files import load_json, load_yaml, read_text, write_text
 from epim_nas.hardware import load_chip
 from epim_nas.hardware.chip import Chip
-from epim_nas.launch.job import Job, Resources
 from epim_nas.launch.kuberay import _config_map
 from epim_nas.network.spec import LayerSpec, Network
 from epim_nas.network.yaml_io import load_network, save_network
@@ -132,8 +131,7 @@ def test_run_files(name: str, text: str, value: object, folder: Path) -> None:
 @SOME
 @given(text=TEXTS)
 def test_jobs_of_kubernetes(text: str, folder: Path) -> None:
-    job = Job(text, folder, folder, folder, folder, Resources(image=text, claim=text))
-    manifest = _config_map(job.name, {"code/a.py": text})
+    manifest = _config_map(text, {"code/a.py": text.encode(), "code/b": b"\xff" + text.encode()})
     (again,) = yaml.safe_load_all(dump_yaml(manifest))
     assert again == manifest
 

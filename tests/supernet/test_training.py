@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from epim_nas.data.arrays import ArrayData, Images
 from epim_nas.errors import EpimError, InputError
+from epim_nas.stored import digest_file
 from epim_nas.supernet.checkpoint import read_checkpoint
 from epim_nas.supernet.evaluation import evaluate
 from epim_nas.supernet.training import NonFiniteLoss, TrainConfig, distillation_loss, train
@@ -359,7 +360,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     for model, config, seed in others.values():
         with pytest.raises(InputError, match=r"another training.*Remove the file"):
             train(model, data, config, seed=seed, device="cpu", checkpoint=path)
-    path.write_bytes(path.read_bytes()[:100])
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        train(network(), data, CONFIG, device="cpu", checkpoint=path)
+    digest_file(path).unlink()  # as of an earlier version
     with pytest.raises(InputError, match="cannot be read"):
         train(network(), data, CONFIG, device="cpu", checkpoint=path)
     torch.save({"weight": torch.zeros(1)}, path)
