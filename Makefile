@@ -36,6 +36,7 @@ unit: install  ## Tests. One torch thread per process: two test processes share 
 
 torture: install  ## Damaged files, flipped bits and kills, in minutes; counts in docs/reliability.md.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/fuzz_yaml.py --count 4000 --seed 0
+	HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/models tests/data tests/test_documents.py tests/test_stored.py
 	$(BIN)/python -m tests.torture.bit_flips
 	$(BIN)/python -m tests.torture.kills
 

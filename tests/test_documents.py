@@ -44,17 +44,17 @@ VALUES = st.recursive(
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(TEXTS, parts, max_size=4),
     max_leaves=10,
 )
-SOME = settings(max_examples=60, deadline=None)
+SOME = settings(max_examples=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(VALUES)
 def test_what_is_written_is_read_back(value: object) -> None:
     assert parse_yaml(dump_yaml(value)) == value
     assert parse_yaml(dump_yaml({"key": value})) == {"key": value}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS)
 def test_stock_yaml_reads_texts_as_well(text: str) -> None:
     assert yaml.safe_load(dump_yaml({text: [text]})) == {text: [text]}

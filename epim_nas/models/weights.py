@@ -232,27 +232,31 @@ def _read_torch(file: Path, field: str) -> Any:
 
 def _is_pickle(file: Path) -> bool:
     """Whether a file begins with a pickle, or is a zip file with one, as torch writes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            return archive.read(name)[:1] == b"\x80"
-    except (zipfile.BadZipFile, StopIteration):
+    start = _member(file, "data.pkl")
+    if start is None:
         with open(file, "rb") as stream:
-            return stream.read(1) == b"\x80"
+            start = stream.read(1)
+    return start[:1] == b"\x80"
+
+
+def _member(file: Path, ending: str) -> bytes | None:
+    """The first member of a zip file whose name ends so; None if there is none to be read."""
+    # zipfile raises much more than BadZipFile on a damaged directory: of text, of compression,
+    # of passwords, of versions.
+    with suppress(Exception), zipfile.ZipFile(file) as archive:
+        return next(archive.read(name) for name in archive.namelist() if name.endswith(ending))
+    return None
 
 
 def _not_a_checkpoint(file: Path, field: str) -> InputError:
-    names: list[str] = []
-    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-    if any(name.endswith("constants.pkl") for name in names):
+    if _member(file, "constants.pkl") is not None:
         return InputError(
             field,
             f"`{file}` is a TorchScript program",
             _ALLOWED,
             "Load it where you trust it (torch.jit.load) and save its state dict.",
         )
-    if any(name.endswith(".npy") for name in names):
+    if _member(file, ".npy") is not None:
         return InputError(field, f"`{file}` is a NumPy archive", _ALLOWED)
     return InputError(field, f"`{file}` is not a checkpoint, or it is damaged", _ALLOWED)
 

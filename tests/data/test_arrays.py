@@ -31,7 +31,7 @@ def array_data(n_train: int = 50, channels: int = 3, augment: bool = True) -> Ar
     return ArrayData("made", splits, num_classes=4, mean=mean, std=std, augment=augment)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 3))
 def test_a_batch_depends_on_seed_and_step_alone(batch_size: int, start: int, seed: int) -> None:
     data = array_data(60)
@@ -50,7 +50,7 @@ def test_batches_differ_between_seeds_steps_and_epochs() -> None:
     assert not torch.equal(first[0], other[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
 def test_each_epoch_is_a_permutation(n: int, batch_size: int, seed: int) -> None:
     if batch_size > n:
@@ -64,7 +64,7 @@ def test_each_epoch_is_a_permutation(n: int, batch_size: int, seed: int) -> None
         assert set(seen) <= set(range(n))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(0, 3), st.integers(0, 1000))
 def test_crop_and_flip_equals_one_image_at_a_time(n: int, padding: int, seed: int) -> None:
     batch = torch.from_numpy(images(n, size=6, seed=seed).images)
@@ -155,7 +155,7 @@ def test_calibration_batches_are_the_first_augmented_training_batches() -> None:
         data.calibration_batches(0, 10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data())
 def test_balanced_choice_is_as_even_as_the_labels_allow(labels: list[int], draw: st.DataObject):
     array = np.array(labels)

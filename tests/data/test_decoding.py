@@ -100,7 +100,7 @@ def test_levels_of_more_than_8_bits_are_scaled(tmp_path: Path, name: str) -> Non
     np.testing.assert_array_equal(np.asarray(read_image(path, "RGB")), np.stack([grey] * 3, -1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 65535), min_size=SIDE**2, max_size=SIDE**2))
 def test_16_bits_keep_order_and_are_within_half_a_level(tmp_path_factory, levels) -> None:
     deep = np.array(levels, dtype=np.uint16).reshape(SIDE, SIDE)
@@ -242,7 +242,7 @@ def test_levels_without_a_known_range_are_refused_by_name(
     assert str(path) in caught.value.field
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_damaged_files_are_refused_by_name(tmp_path_factory, data) -> None:
     folder = tmp_path_factory.mktemp("damaged")

@@ -181,7 +181,7 @@ def build(folder: Path, content: dict, elsewhere: Path, draw) -> None:
             os.symlink(target, folder / name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=FOLDERS, data=st.data())
 def test_the_same_files_as_torchvisions_image_folder(tmp_path_factory, content, data) -> None:
     """Trees of folders and links without loops and hidden names."""

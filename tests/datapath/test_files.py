@@ -25,9 +25,7 @@ PLAN = SamplingPlan.build((32, 32, 3, 3), EpitomeShape(16, 16, 3, 3))
 LAYER = LayerTables.build("conv1", PLAN, 3, CHIP)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), name=st.text(st.characters(exclude_categories=["Cs"]), max_size=9))
 @pytest.mark.parametrize("ending", ["json", "bin"])
 def test_tables_come_back(tmp_path: Path, ending: str, case: Case, name: str) -> None:
@@ -80,9 +78,7 @@ def test_binary_layout_without_our_reader(tmp_path: Path) -> None:
     assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_of_a_binary_file_is_found(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "t.bin"
@@ -173,7 +169,7 @@ def test_tables_of_other_weights_are_refused() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1, max_size=5))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memories_come_back(tmp_path: Path, words: list[list[int]]) -> None:
     fields = (Field("a", 3),)
     memory = Memory(fields, 3, tuple(pack(fields, [[value] for value in word]) for word in words))

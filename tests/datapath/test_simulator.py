@@ -71,7 +71,7 @@ def integer_convolution(layer: SimulatedLayer, x: Tensor) -> Tensor:
 
 
 @given(layer_cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wide_converters_compute_the_integer_convolution_exactly(case: Case) -> None:
     layer = case.simulated()
     x = integer_inputs(layer, case.images)
@@ -81,7 +81,7 @@ def test_wide_converters_compute_the_integer_convolution_exactly(case: Case) -> 
 
 
 @given(layer_cases())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_layers_compute_what_the_quantized_network_computes(case: Case) -> None:
     with torch.no_grad():
         expected = case.quantized()(case.images)
@@ -179,7 +179,7 @@ def by_loops(case: Case, layer: SimulatedLayer, x: np.ndarray, adc_bits: int) ->
 
 
 @given(layer_cases(largest_bits=4), st.integers(2, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_clipping_is_that_of_loops_over_cells(case: Case, adc_bits: int) -> None:
     layer = case.simulated(Converter(adc_bits))
     x = integer_inputs(layer, case.images)[:1]
@@ -252,7 +252,7 @@ def test_the_range_is_calibrated_on_the_whole_first_batch(
 
 
 @given(layer_cases(largest_bits=4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_outputs_can_be_computed_row_by_row(case: Case) -> None:
     layer = case.simulated(Converter(3))
     x = integer_inputs(layer, case.images)
@@ -463,7 +463,7 @@ def test_grouped_layers_with_a_scale_a_crossbar(shape: EpitomeShape | None) -> N
 
 
 @given(layer_cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_are_those_that_the_cost_model_charges(case: Case) -> None:
     charged = CostModel(case.network, case.chip).evaluate(case.design).layers[0].counts
     counted = count_network(case.network, case.design, case.chip)["0"]

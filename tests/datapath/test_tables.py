@@ -44,7 +44,7 @@ def matrix(case: Case) -> np.ndarray:
     return lines
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_rounds_by_the_tables_are_the_convolution(case: Case) -> None:
     tables = IndexTables.build(case.plan, case.grid, case.rows)
@@ -147,7 +147,7 @@ def run_by_memories(case: Case, layer: LayerTables, cells: list[list[list[Memory
     return np.array([total[output] for output in range(layer.conv_shape[0])])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_running_by_the_memories_is_the_convolution(case: Case) -> None:
     layer = LayerTables.on_grid("c", case.plan, case.grid, case.rows)
@@ -162,7 +162,7 @@ def test_running_by_the_memories_is_the_convolution(case: Case) -> None:
     assert run_by_memories(case, layer, cells).tolist() == case.convolved.tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["xbar_64", "epim_256", "raella_512"]),
     st.sampled_from(["packed", "sliced"]),

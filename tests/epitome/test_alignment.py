@@ -90,7 +90,7 @@ def test_finds_the_best_of_all_orders(case: tuple, weighting: str) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_worse_than_naive_and_always_what_it_says(seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups = int(rng.choice([1, 1, 2, 3]))
@@ -164,7 +164,7 @@ def test_a_weight_of_zeros_has_no_error() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gains_are_the_squares_they_stand_for(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sums, added = rng.normal(size=(3, 6)), rng.normal(size=(4, 6))

@@ -68,7 +68,7 @@ def dense_twin(layer: EpitomeConv2d) -> nn.Conv2d:
     return dense
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(plans(), reordered_plans()), st.integers(0, 1000))
 def test_output_and_gradients_follow_the_plan_element_by_element(
     plan: SamplingPlan, seed: int

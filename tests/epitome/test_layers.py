@@ -184,7 +184,7 @@ def test_an_epitome_that_does_not_fit_is_refused_with_layer_and_value() -> None:
 
 
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_projection_is_the_least_squares_solution(seed: int, wrap: bool, weighted: bool) -> None:
     rng = np.random.default_rng(seed)
     conv = (int(rng.integers(2, 7)), int(rng.integers(2, 7)), 3, 3)

@@ -82,13 +82,13 @@ def gather_element_by_element(plan: SamplingPlan) -> np.ndarray:
 
 
 @given(st.one_of(plans(), reordered_plans()))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_weight_index_is_the_definition(plan: SamplingPlan) -> None:
     assert (plan.weight_index == gather_element_by_element(plan)).all()
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_element_comes_from_the_epitome_and_repeats_add_up(plan: SamplingPlan) -> None:
     index = plan.weight_index
     assert index.shape == plan.conv_shape
@@ -99,7 +99,7 @@ def test_every_element_comes_from_the_epitome_and_repeats_add_up(plan: SamplingP
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rounds_cover_every_product_once(plan: SamplingPlan) -> None:
     """Every distinct output gets each of its inputs in exactly one round."""
     size = plan.conv_shape[0] // plan.groups
@@ -129,7 +129,7 @@ def test_rounds_cover_every_product_once(plan: SamplingPlan) -> None:
 
 
 @given(st.one_of(plans(), reordered_plans()))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_replicated_outputs_are_the_weight(plan: SamplingPlan) -> None:
     rows, source = plan.output_index
     weight = np.arange(plan.shape.size)[plan.weight_index]
@@ -141,7 +141,7 @@ def test_replicated_outputs_are_the_weight(plan: SamplingPlan) -> None:
 
 
 @given(plans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_wrapping_repeats_the_first_output_slab(plan: SamplingPlan) -> None:
     if plan.wrap:
         index, period = plan.weight_index, plan.patch[0]
@@ -150,7 +150,7 @@ def test_wrapping_repeats_the_first_output_slab(plan: SamplingPlan) -> None:
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_input_wrapping_repeats_the_first_input_slab(plan: SamplingPlan) -> None:
     if plan.wrap_in:
         index, period = plan.weight_index, plan.patch[1]
@@ -163,7 +163,7 @@ def _places(patch: Patch) -> tuple[int, ...]:
 
 
 @given(plans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_slabs_take_offsets_in_turn_and_rotate_only_where_all_are_taken(plan: SamplingPlan) -> None:
     """The rules of a plan, checked on the list of its patches from the definition."""
     _, _, kernel_h, kernel_w = plan.conv_shape
@@ -197,7 +197,7 @@ def test_slabs_take_offsets_in_turn_and_rotate_only_where_all_are_taken(plan: Sa
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_channel_offsets_reach_from_end_to_end_in_even_steps(plan: SamplingPlan) -> None:
     for starts, slack in (
         (

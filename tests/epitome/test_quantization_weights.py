@@ -62,7 +62,7 @@ def error_of_weight(epitome: torch.Tensor, step: torch.Tensor, levels: int) -> f
     st.lists(st.tuples(st.floats(-4, 4, width=32), st.integers(0, 4)), min_size=1, max_size=4),
     st.sampled_from([1, 2, 3]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_least_squares_step_is_the_best_of_all_integer_assignments(
     elements: list[tuple[float, int]], levels: int
 ) -> None:

@@ -373,7 +373,7 @@ def _alone(layer: LayerSpec, choice: Choice, chip: Chip = CHIP) -> tuple[dict[st
 SLICED = load_chip("xbar_64", ["mapping.packing=sliced"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     data=st.data(),
     kernel=st.integers(1, 3),

@@ -207,7 +207,7 @@ def test_a_file_computes_what_the_network_does(
             assert (values.dtype.kind == "i") == integers
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     node_bytes=st.sampled_from([0, 150]),
     plan=st.one_of(plans(), reordered_plans()),

@@ -6,7 +6,7 @@ import math
 from math import ceil
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from epim_nas.epitome.design import Choice, Design
@@ -54,7 +54,6 @@ def _brute_force(outputs, channels, cells, slices, size, packed):
     return row_groups * len(groups)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 100),
     st.integers(1, 70),
@@ -73,7 +72,6 @@ def test_crossbars_by_brute_force(outputs, channels, kernel, bits, packed):
     assert mapping.utilization == pytest.approx(weights / (expected * 64 * 64))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 32), st.sampled_from([3, 4, 5]), st.integers(2, 9))
 def test_an_epitome_takes_the_crossbars_of_its_own_matrix(outputs, channels, height, bits):
     chip = load_chip("xbar_64")

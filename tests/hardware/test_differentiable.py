@@ -111,7 +111,7 @@ def test_gradients_are_the_finite_differences_of_the_surrogate(network, metric):
     assert moved
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(CHIPS))
 def test_the_surrogate_stays_within_its_factor(seed, chip):
     """Every single rounding is off by a factor below 2, in one direction; costs are products."""
@@ -184,7 +184,7 @@ def test_smooth_memories_meet_the_table(bus):
         assert ((found >= low) & (found <= high)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_the_closed_form_is_the_plans_for_slabs_of_one_size(data):
     """With sizes that divide the layer's, the closed form counts what the plan does."""

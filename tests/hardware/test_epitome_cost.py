@@ -101,7 +101,7 @@ def _numbers(value):
         yield value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([1, 2, 4]),
     st.sampled_from([1, 2, 4]),
@@ -139,7 +139,7 @@ def test_wrapping_by_r_divides_the_rounds_by_r(factor, channels):
     assert plain.totals.energy_nj > wrapped.totals.energy_nj
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([16, 32, 64, 128]),
     st.sampled_from([32, 64, 128]),

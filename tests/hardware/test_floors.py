@@ -103,7 +103,7 @@ def random_network(rng, count):
     st.sampled_from(["row_major", "serpentine", "shells", "diagonal"]),
     st.sampled_from([(12, 12), (9, 16), (20, 7)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_design_has_fewer_hops_than_the_floors(seed, order, size):
     rng = np.random.default_rng(seed)
     network = random_network(rng, int(rng.integers(2, 8)))

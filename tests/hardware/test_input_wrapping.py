@@ -91,7 +91,7 @@ def test_a_single_slot_keeps_the_columns_of_its_window():
     assert found.counts["input_reads"] == 8 * 18 + 56 * 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([1, 2, 3, 4, 5, 8]),
     st.sampled_from([8, 16, 32]),

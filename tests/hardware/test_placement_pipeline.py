@@ -62,7 +62,7 @@ def _hops_by_loops(chip, tiles, tiled, consumers):
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from(ORDERS), st.integers(1, 3))
 def test_hops_equal_the_definition(data, order, designs):
     chip = load_chip("mnsim_default", ["mesh.size=[8,8]", f"mesh.order={order}"])
@@ -107,7 +107,7 @@ def _finish_by_loops(network, steps):
     return finished
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(st.tuples(*[st.floats(0.5, 50)] * 4), min_size=6, max_size=6),

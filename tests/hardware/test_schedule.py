@@ -73,7 +73,7 @@ def _cells(plan: SamplingPlan, grid: CrossbarGrid):
         }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_slots_by_loops_over_every_cell(data):
     plan = data.draw(st.one_of(plans(), reordered_plans()))

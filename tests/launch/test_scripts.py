@@ -37,7 +37,7 @@ nasty = st.lists(
 # As a part of a path; SLURM cannot write into folders with a backslash.
 parts = nasty.map(lambda text: "x" + text.replace("\\", ""))
 here = settings(
-    max_examples=20, deadline=None,
+    max_examples=20,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 

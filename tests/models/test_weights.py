@@ -339,7 +339,7 @@ def test_a_model_among_other_tensors_is_recognised(tmp_path, trained, prefix):
 PARTS = st.lists(st.sampled_from(["module", "model", "net", "0", "_orig_mod"]), max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     own=PARTS.filter(lambda parts: "_orig_mod" not in parts), wrappers=PARTS, inside=st.booleans()
 )
@@ -470,7 +470,7 @@ def test_a_safetensors_file_may_begin_like_a_text(tmp_path, trained):
     assert equal(trained, other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_checkpoints_are_refused_or_hold_sound_numbers(tmp_path_factory, data):

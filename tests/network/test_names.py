@@ -72,7 +72,7 @@ def usable(names: list[str]) -> bool:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(NAMES, min_size=3, max_size=3).filter(usable))
 def test_any_module_name_goes_through(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]

@@ -76,7 +76,7 @@ def test_vgg_flattens_all_features_into_its_first_linear_layer():
     assert (layer.in_channels, layer.input_size, layer.inputs) == (288, (1, 1), ("c",))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -60,7 +60,7 @@ def test_several_inputs_of_a_convolution_are_concatenated(tmp_path):
         load_network(write(tmp_path, [CONV, second, {**third, "in_channels": 64}]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -43,7 +43,7 @@ def brute_force(losses: list, limits: list[Limit]) -> float:
 
 
 @given(instances())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_equals_brute_force_under_several_limits(instance: tuple[list, list[Limit]]) -> None:
     losses, limits = instance
     expected = brute_force(losses, limits)
@@ -64,7 +64,7 @@ def test_equals_brute_force_under_several_limits(instance: tuple[list, list[Limi
 @example(3490699438)
 @example(2082958497)
 @example(893534764)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_dynamic_programming_and_integer_program_have_no_gap(seed: int) -> None:
     rng = np.random.default_rng(seed)
     losses = [rng.gamma(0.5, size=12) for _ in range(15)]

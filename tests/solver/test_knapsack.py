@@ -31,7 +31,7 @@ def brute_force(losses: list, weights: list, budget: int) -> float:
 
 
 @given(instances())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_equals_brute_force_at_every_budget(instance: tuple[list, list, int]) -> None:
     losses, weights, budget = instance
     if least_weight(weights) > budget:
@@ -54,7 +54,7 @@ def test_equals_brute_force_at_every_budget(instance: tuple[list, list, int]) ->
 
 
 @given(instances())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_front_is_every_budget_that_pays(instance: tuple[list, list, int]) -> None:
     losses, weights, budget = instance
     if least_weight(weights) > budget:

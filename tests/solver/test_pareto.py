@@ -37,7 +37,7 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...], maximise: tuple[bool, 
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_non_dominated_equals_all_pairs(data: st.DataObject) -> None:
     dimensions = data.draw(st.integers(1, 4))

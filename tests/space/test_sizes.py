@@ -61,7 +61,7 @@ chips = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     chip=chips,
     count=st.integers(1, 5),
